@@ -1,0 +1,80 @@
+"""Which pixels of a window belong to an area."""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+import numpy as np
+import shapely
+
+from ._area import Area
+from ._grid import TOLERANCE
+from ._pixels import Mask, PixelSet, Window
+
+# Sides of the squares that are tested as a whole before they are divided, pixels.
+# Each divides the one before: most of an area is settled in a few coarse squares.
+_SIDES: Final = (512, 64, 8, 1)
+_OUT, _IN, _CUT = 0, 1, 2
+
+# GEOS builds the index of a prepared polygon on first use, which is not safe
+# when two threads come first.
+_LOCK = threading.Lock()
+
+
+def select(
+    outline: Area, window: Window, resolution: int, *, contained: bool = False
+) -> PixelSet | None:
+    """Give the pixels of a window that belong to an area.
+
+    Parameters
+    ----------
+    outline : shapely.Polygon or MultiPolygon
+        The area in the CRS of the lattice, metres.
+    window : Window
+    resolution : int
+        Metres.
+    contained : bool, default False
+        Take the pixels that lie wholly inside, instead of all that share some
+        surface with the area. A thousandth of a pixel more or less is let pass.
+
+    Returns
+    -------
+    PixelSet or None
+        With a window shrunk to the pixels; None if there are none.
+    """
+    height, width = window.shape
+    with _LOCK:
+        shapely.prepare(outline)
+        state = np.full((1, 1), _CUT, np.uint8)
+        above = max(height, width)
+        for side in _SIDES:
+            if side >= above and side != 1:
+                continue
+            rows, cols = -(-height // side), -(-width // side)
+            factor = -(-above // side)
+            state = state.repeat(factor, 0).repeat(factor, 1)[:rows, :cols]
+            cut = np.argwhere(state == _CUT)
+            state[cut[:, 0], cut[:, 1]] = _classify(outline, window, resolution, cut, side)
+            above = side
+    mask: Mask = state == _IN if contained else state != _OUT
+    return PixelSet(window, None if mask.all() else mask).tight()
+
+
+def _classify(
+    outline: Area, window: Window, resolution: int, cells: np.ndarray, side: int
+) -> np.ndarray:
+    """Say of squares of `side` pixels whether they lie out, in, or across the edge."""
+    row0, col0 = window.row0 + cells[:, 0] * side, window.col0 + cells[:, 1] * side
+    row1 = np.minimum(row0 + side, window.row1)
+    col1 = np.minimum(col0 + side, window.col1)
+    squares = shapely.box(
+        (col0 + TOLERANCE) * resolution,
+        -(row1 - TOLERANCE) * resolution,
+        (col1 - TOLERANCE) * resolution,
+        -(row0 + TOLERANCE) * resolution,
+    )
+    met = shapely.intersects(outline, squares)
+    found = np.where(met, _CUT, _OUT).astype(np.uint8)
+    found[met] = np.where(shapely.covers(outline, squares[met]), _IN, _CUT)
+    return found
