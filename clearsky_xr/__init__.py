@@ -1,0 +1,49 @@
+"""ClearSKY Vision's cloudless Sentinel-2 imagery as an ordinary xarray object.
+
+>>> import xarray as xr
+>>> ds = xr.open_dataset(
+...     (15.05, 46.05, 15.06, 46.06), engine="clearsky", time="2025-06", base_url="sandbox"
+... )
+>>> ds.reflectance.dims
+('time', 'band', 'y', 'x')
+
+What is listed in ``__all__`` is public; everything else may change.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import errors as errors
+    from . import sandbox as sandbox
+    from ._api import open_timeseries, resolve, spent
+    from ._cube import Cube
+    from ._sample import sample
+
+__all__ = ["Cube", "errors", "open_timeseries", "resolve", "sample", "sandbox", "spent"]
+
+# Loaded on first use: xarray imports this package whenever it looks for engines.
+_HOMES = {
+    "Cube": "._cube",
+    "open_timeseries": "._api",
+    "resolve": "._api",
+    "sample": "._sample",
+    "spent": "._api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name], __name__), name)
+    else:
+        value = importlib.import_module(f".{name}", __name__)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

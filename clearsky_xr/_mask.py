@@ -14,7 +14,8 @@ from ._pixels import Mask, PixelSet, Window
 
 # Sides of the squares that are tested as a whole before they are divided, pixels.
 # Each divides the one before: most of an area is settled in a few coarse squares.
-_SIDES: Final = (512, 64, 8, 1)
+SIDE: Final = 512
+_SIDES: Final = (SIDE, 64, 8, 1)
 _OUT, _IN, _CUT = 0, 1, 2
 
 # GEOS builds the index of a prepared polygon on first use, which is not safe

@@ -64,6 +64,10 @@ class Window:
             slice(inner.col0 - self.col0, inner.col1 - self.col0),
         )
 
+    def shifted(self, rows: int, cols: int) -> Window:
+        """Move the window."""
+        return Window(self.row0 + rows, self.row1 + rows, self.col0 + cols, self.col1 + cols)
+
     def halves(self, lattice: int = 1) -> tuple[Window, Window]:
         """Cut the longer side in two, on a multiple of `lattice` where there is one inside."""
         height, width = self.shape
@@ -102,6 +106,12 @@ class PixelSet:
 
     def __len__(self) -> int:
         return self.window.size if self.mask is None else int(np.count_nonzero(self.mask))
+
+    def same(self, other: PixelSet) -> bool:
+        """Say whether two sets hold the same pixels in the same window."""
+        return self is other or (
+            self.window == other.window and bool(np.array_equal(self.dense, other.dense))
+        )
 
     @property
     def dense(self) -> Mask:

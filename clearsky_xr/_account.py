@@ -1,0 +1,160 @@
+"""What a process knows and holds of an account: limits, gate, billing rule, holdings.
+
+One per origin and key, found again by `account`. All of it belongs to the
+background loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+import shapely
+
+from . import _clock
+from ._budget import Ledger
+from ._client import AccountInfo, Client, Timeouts
+from ._gate import Gate
+from ._geometry import area_km2, bounds_km2
+from ._geotiff import environment
+from ._plan import Billing, credits
+from ._request import Request
+from ._retry import Failed, Outcome, Policy, Retry
+from ._settings import SANDBOX, Settings
+from ._spool import Holdings, Spool
+
+T = TypeVar("T")
+
+#: Connections if the account does not say: the service's first paid plan (contract, section 9).
+_CONNECTIONS: Final = 4
+
+TIMEOUTS = Timeouts()
+POLICY = Policy()
+
+
+class Account:
+    """One key at one origin.
+
+    Parameters
+    ----------
+    client : Client
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.policy = POLICY
+        self.gate = Gate(_CONNECTIONS)
+        self.holdings = Holdings()
+        self.billing: Billing | None = None
+        self._info: AccountInfo | None = None
+        self._asking = asyncio.Lock()
+        self._learning = asyncio.Lock()
+
+    async def info(self) -> AccountInfo:
+        """Give the account's limits; asks the service once per process."""
+        async with self._asking:
+            if self._info is None:
+                self._info = await self._free(self.client.account)
+                self.gate.limit_to(self._info.connections or _CONNECTIONS)
+            return self._info
+
+    async def search(self, body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Search dates; free."""
+        return await self._free(lambda: self.client.search(body))
+
+    async def learn_billing(self, request: Request) -> Billing:
+        """Find out how a geometry that is no rectangle is billed; asks once per process.
+
+        Parameters
+        ----------
+        request : Request
+            Whose price differs between the two ways.
+        """
+        async with self._learning:
+            if self.billing is None:
+                price = await self._free(lambda: self.client.estimate(request))
+                geometry = shapely.from_wkt(request.wkt)
+                own, box = credits(area_km2(geometry)), credits(bounds_km2(geometry))
+                self.billing = "bbox" if abs(price - box) < abs(price - own) else "geometry"
+            return self.billing
+
+    async def _free(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call that costs nothing, and repeat it as the policy says."""
+        retry = Retry(self.policy)
+        began = _clock.monotonic()
+        while True:
+            try:
+                async with self.gate.slot():
+                    return await call()
+            except Failed as failed:
+                failure = failed
+            if failure.outcome is Outcome.REFUSED:
+                self.gate.refused(failure.retry_after)
+            await _clock.sleep(retry.wait(failure, _clock.monotonic() - began))
+
+
+class Process:
+    """What all accounts of a process share."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self.spool = Spool()
+        self.threads = ThreadPoolExecutor(
+            max_workers=max(2, os.cpu_count() or 1),
+            thread_name_prefix="clearsky_xr-decode",
+            initializer=_enter_gdal,
+        )
+        self.accounts: dict[tuple[str, str], Account] = {}
+
+
+_process: Process | None = None
+
+
+def process() -> Process:
+    """Give what is shared in this process; made on first use, on the background loop."""
+    global _process  # noqa: PLW0603  one per process is the point
+    if _process is None:
+        _process = Process()
+    return _process
+
+
+async def account(settings: Settings) -> Account:
+    """Find the account that settings point to.
+
+    Raises
+    ------
+    CredentialsError
+        This process has no key.
+    """
+    if settings.base_url == SANDBOX:
+        url, key = await asyncio.to_thread(_embedded_sandbox)
+    else:
+        url, key = settings.base_url, settings.key.resolve()
+    accounts = process().accounts
+    if (url, key) not in accounts:
+        accounts[url, key] = Account(Client(url, key, TIMEOUTS))
+    return accounts[url, key]
+
+
+def _embedded_sandbox() -> tuple[str, str]:
+    from .sandbox import embedded
+
+    server = embedded()
+    return server.url, server.api_key
+
+
+def _enter_gdal() -> None:
+    environment().__enter__()
+
+
+def _after_fork() -> None:
+    """Forget the parent's connections, threads and answers: they do not live in the child."""
+    global _process  # noqa: PLW0603
+    _process = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

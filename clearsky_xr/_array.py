@@ -1,0 +1,117 @@
+"""The lazy array behind a variable: an index key in, pixels out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from . import _loop
+from ._cube import Cube
+from ._fetch import Fetched, fetch
+from ._selection import Pointwise, Selection, read_key
+from ._settings import Settings
+from .errors import ClearSkyWarning
+
+
+class ClearSkyArray(BackendArray):
+    """Some layers of a cube as an array (time, band, y, x), or (time, y, x) for one.
+
+    It pickles as what it asks for: no pixels, no key, no connection.
+
+    Parameters
+    ----------
+    cube : Cube
+    settings : Settings
+    layers : tuple of str, or str
+        Those along ``band``; a single one has no such dimension.
+    divisor : float or None
+        float32 with NaN, numbers divided by it; None is the service's int16.
+    """
+
+    __slots__ = ("cube", "dims", "divisor", "dtype", "layers", "settings", "shape")
+
+    def __init__(
+        self, cube: Cube, settings: Settings, layers: tuple[str, ...] | str, divisor: float | None
+    ) -> None:
+        self.cube = cube
+        self.settings = settings
+        self.layers = layers
+        self.divisor = divisor
+        self.dtype = np.dtype(np.int16 if divisor is None else np.float32)
+        single = isinstance(layers, str)
+        self.dims = ("time", "y", "x") if single else ("time", "band", "y", "x")
+        self.shape = (len(cube.dates), *(() if single else (len(layers),)), *cube.grid.shape)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.cube, self.settings, self.layers, self.divisor)
+
+    def __dask_tokenize__(self) -> Hashable:
+        return (
+            "clearsky_xr.array",
+            self.cube.fingerprint,
+            self.settings.base_url,
+            self.layers,
+            self.divisor,
+        )
+
+    def __repr__(self) -> str:
+        return f"<ClearSkyArray {self.dims} {self.shape} {self.dtype} of {self.cube!r}>"
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.VECTORIZED, _Raw(self, key).get
+        )
+
+    async def async_getitem(self, key: indexing.ExplicitIndexer) -> Any:
+        return await indexing.async_explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.VECTORIZED, _Raw(self, key).get_async
+        )
+
+
+class _Raw:
+    """What xarray calls with the raw key, which no longer tells of which kind it was."""
+
+    def __init__(self, array: ClearSkyArray, key: indexing.ExplicitIndexer) -> None:
+        self._array = array
+        self._pointwise = isinstance(key, indexing.VectorizedIndexer)
+
+    def get(self, key: tuple[Any, ...]) -> NDArray[Any]:
+        selection = self._select(key)
+        return _heard(_loop.run(self._fetch(selection)))
+
+    async def get_async(self, key: tuple[Any, ...]) -> NDArray[Any]:
+        selection = self._select(key)
+        return _heard(await _loop.join(self._fetch(selection)))
+
+    def _select(self, key: tuple[Any, ...]) -> Selection:
+        array = self._array
+        if isinstance(array.layers, str):
+            # A single layer has no dimension: an index that drops it.
+            depth = max((k.ndim for k in key if isinstance(k, np.ndarray)), default=0)
+            one = np.zeros((1,) * depth, np.intp) if self._pointwise else 0
+            key = (key[0], one, *key[1:])
+        rows, cols = array.cube.grid.shape
+        shape = (len(array.cube.dates), len(_tuple(array.layers)), rows, cols)
+        return read_key(Pointwise(key) if self._pointwise else key, shape)
+
+    async def _fetch(self, selection: Selection) -> Fetched:
+        array = self._array
+        return await fetch(
+            array.cube, array.settings, _tuple(array.layers), selection, array.divisor
+        )
+
+
+def _tuple(layers: tuple[str, ...] | str) -> tuple[str, ...]:
+    return (layers,) if isinstance(layers, str) else layers
+
+
+def _heard(fetched: Fetched) -> NDArray[Any]:
+    for notice in dict.fromkeys(fetched.notices):
+        warnings.warn(notice, ClearSkyWarning, stacklevel=2)
+    return fetched.values

@@ -1,0 +1,120 @@
+"""The xarray engine ``"clearsky"``.
+
+xarray imports this module whenever it looks for engines, so everything heavy is
+imported when a cube is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from xarray.backends import BackendEntrypoint
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from ._cube import PixelMode
+    from ._settings import OnLost
+
+
+class ClearSkyBackendEntrypoint(BackendEntrypoint):
+    """Open an area and dates, or a resolved cube, as a lazy Dataset.
+
+    The options are described at `clearsky_xr.open_timeseries`.
+    """
+
+    description: ClassVar[str] = "ClearSKY Vision's cloudless Sentinel-2 imagery"
+    url: ClassVar[str] = "https://docs.clearsky.vision"
+
+    def guess_can_open(self, filename_or_obj: Any) -> bool:
+        """Say yes to a resolved cube only: an area looks like many other things."""
+        return (
+            type(filename_or_obj).__module__ == "clearsky_xr._cube"
+            and type(filename_or_obj).__name__ == "Cube"
+        )
+
+    def open_dataset(  # type: ignore[override]
+        self,
+        filename_or_obj: Any,
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        mask_and_scale: bool | None = None,
+        decode_times: Any = None,
+        concat_characters: bool | None = None,
+        decode_coords: Any = None,
+        use_cftime: bool | None = None,
+        decode_timedelta: Any = None,
+        time: Any = None,
+        bands: str | Iterable[str] | None = "all",
+        indices: str | Iterable[str] | Mapping[str, Sequence[str]] | None = None,
+        resolution: int | None = None,
+        crs: Any = "auto",
+        like: Any = None,
+        model: str = "Stratus2",
+        constellations: Iterable[str] | None = None,
+        clip: bool = True,
+        pixels: PixelMode = "intersect",
+        allow_partial: bool = False,
+        concurrency: int | None = None,
+        on_lost: OnLost = "retry",
+        api_key: str | None = None,
+        base_url: str | None = None,
+    ) -> xr.Dataset:
+        """Open a cube; see `clearsky_xr.open_timeseries` for the options."""
+        import xarray as xr
+
+        from ._cube import Cube
+        from ._open import account_info, resolve, to_dataset
+        from ._settings import resolve_settings
+        from .errors import InvalidOptionError
+
+        settings = resolve_settings(
+            api_key=api_key, base_url=base_url, concurrency=concurrency, on_lost=on_lost
+        )
+        if isinstance(filename_or_obj, Cube):
+            if time is not None:
+                raise InvalidOptionError(
+                    "a resolved cube has its dates already",
+                    hint="Leave time= out, or select from the opened dataset, which costs nothing.",
+                )
+            cube = filename_or_obj
+        else:
+            cube = resolve(
+                filename_or_obj,
+                time,
+                settings,
+                bands=bands,
+                indices=indices,
+                resolution=resolution,
+                crs=crs,
+                like=like,
+                model=model,
+                constellations=constellations,
+                clip=clip,
+                pixels=pixels,
+                allow_partial=allow_partial,
+            )
+        scaled = mask_and_scale is not False
+        encoded = to_dataset(cube, settings, account_info(settings), scaled=scaled)
+        # Pixels are masked and scaled as they arrive; the rest of the CF decoding is xarray's.
+        decoded = xr.decode_cf(
+            encoded,
+            mask_and_scale=False,
+            **{
+                name: value
+                for name, value in (
+                    ("decode_times", decode_times),
+                    ("concat_characters", concat_characters),
+                    ("decode_coords", decode_coords),
+                    ("use_cftime", use_cftime),
+                    ("decode_timedelta", decode_timedelta),
+                    ("drop_variables", drop_variables),
+                )
+                if value is not None
+            },
+        )
+        for coordinate in decoded.coords.values():
+            coordinate.variable.load()  # they are small; decode_cf made them lazy
+        decoded.encoding = encoded.encoding
+        return decoded

@@ -1,0 +1,98 @@
+"""At most so many requests in flight for one account."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from . import _clock
+
+# After a refusal the gate narrows; it widens by one after so many answers.
+_ANSWERS_TO_WIDEN: Final = 10
+
+
+class Gate:
+    """A door that lets `limit` requests through at a time.
+
+    It belongs to one event loop and is not safe under threads.
+
+    Parameters
+    ----------
+    limit : int
+        Requests in flight; the account's ``MaxConcurrentConnections``.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.in_flight = 0
+        self._narrowed = limit
+        self._answers = 0
+        self._answered = True
+        self._paused_until = 0.0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @asynccontextmanager
+    async def slot(self, at_most: int | None = None) -> AsyncIterator[None]:
+        """Hold a slot; waits until one is free.
+
+        Parameters
+        ----------
+        at_most : int, optional
+            Wait until fewer than this many requests are in flight, where that
+            is less than the gate's own limit.
+        """
+        while True:
+            if (pause := self._paused_until - _clock.monotonic()) > 0:
+                await _clock.sleep(pause)
+            elif self.in_flight < min(self._narrowed, at_most or self._narrowed):
+                break
+            else:
+                turn = asyncio.get_running_loop().create_future()
+                self._waiting.append(turn)
+                await turn
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            self._wake()
+
+    def limit_to(self, limit: int) -> None:
+        """Set the limit, when the account tells it."""
+        self.limit = self._narrowed = limit
+        self._wake()
+
+    def refused(self, pause: float | None) -> None:
+        """Take note of a 429 or a 1003.
+
+        Parameters
+        ----------
+        pause : float or None
+            Seconds that the service asked to wait: nothing is sent meanwhile.
+        """
+        # Refusals with no answer between them are one sign, not many.
+        if self._answered:
+            self._narrowed = max(1, self._narrowed // 2)
+        self._answered, self._answers = False, 0
+        if pause is not None:
+            self._paused_until = max(self._paused_until, _clock.monotonic() + pause)
+
+    def answered(self) -> None:
+        """Take note of a complete answer: after some of them the gate widens again."""
+        self._answered = True
+        self._answers += 1
+        if self._narrowed < self.limit and self._answers >= _ANSWERS_TO_WIDEN:
+            self._narrowed += 1
+            self._answers = 0
+            self._wake()
+
+    def _wake(self) -> None:
+        # All of them look again: they wait for different limits. They are few,
+        # since each fetch keeps no more requests waiting than the gate is wide.
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)

@@ -1,0 +1,200 @@
+"""Paid bytes and what was asked for, to pixels, or a refusal.
+
+Everything is checked from the header before a pixel is allocated: what comes
+back has the shape that was asked for, whatever the bytes say.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import DatasetReader, MemoryFile
+
+from ._bands import parse_bandnames
+from ._pixels import Window
+from ._request import Request
+from .errors import (
+    ClearSkyError,
+    GridMismatchError,
+    InvalidBandError,
+    UnexpectedImageError,
+)
+
+#: No-data of int16 images (contract, section 5.3).
+NODATA: Final = -32768
+
+# Open only the file itself: no sidecars, no neighbours, no other driver. A small
+# block cache, since each image is read once from end to end.
+GDAL_OPTIONS: Final = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",
+    "GDAL_CACHEMAX": 64 * 2**20,
+}
+
+# A file may announce blocks that are far larger than its image and make the
+# reader allocate them: this much beyond the image itself is let pass, bytes.
+_BLOCK_SLACK: Final = 64 * 2**20
+# How far a corner may lie from a lattice point, pixels: rounding of a double.
+_SNAP: Final = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A decoded answer.
+
+    Parameters
+    ----------
+    values : ndarray of int16, shape (layers, y, x)
+        On the whole window of the request; `NODATA` where the answer has none.
+    tags : dict of str
+        The GeoTIFF's dataset tags.
+    """
+
+    values: NDArray[np.int16]
+    tags: dict[str, str]
+
+
+def most_bytes(request: Request) -> int:
+    """Give the size above which a body cannot be the answer to a request, bytes.
+
+    An uncompressed image with overviews needs 4/3 of its pixels; twice that and
+    a megabyte for the header leave room for any layout that is not an attack.
+    """
+    return 3 * 2 * len(request.layers) * request.pixels.window.size + 2**20
+
+
+def read(content: bytes, request: Request) -> Image:
+    """Decode an answer after checking it against its request.
+
+    Parameters
+    ----------
+    content : bytes
+        A GeoTIFF, as downloaded.
+    request : Request
+
+    Returns
+    -------
+    Image
+
+    Raises
+    ------
+    GridMismatchError
+        CRS, resolution, or place of the raster is not what was asked for.
+    UnexpectedImageError
+        Broken, or other bands, dtype, nodata or date.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with MemoryFile(content) as memory, memory.open(driver="GTiff") as dataset:
+                order = _checked(dataset, request)
+                inner = _placed(dataset, request)
+                tags = {str(k): str(v) for k, v in dataset.tags().items()}
+                return Image(_pixels(dataset, order, inner, request), tags)
+    except ClearSkyError:
+        raise
+    except (RasterioError, ValueError, OSError) as error:
+        raise UnexpectedImageError(
+            f"the image cannot be decoded: {type(error).__name__}: {str(error)[:200]}"
+        ) from None
+
+
+def _pixels(
+    dataset: DatasetReader, order: list[int], inner: Window, request: Request
+) -> NDArray[np.int16]:
+    window = request.pixels.window
+    if inner == window:
+        return np.asarray(dataset.read(order))
+    values = np.full((len(order), *window.shape), NODATA, np.int16)
+    rows, cols = window.slices(inner)
+    values[:, rows, cols] = dataset.read(order)
+    return values
+
+
+def _checked(dataset: DatasetReader, request: Request) -> list[int]:
+    """Check all but the grid; gives the positions of the layers in the file, from 1."""
+    layers = request.layers
+    height, width = request.pixels.window.shape
+    _same("the number of bands", len(layers), dataset.count)
+    _same("the data type", {"int16"}, set(dataset.dtypes))
+    if dataset.nodatavals != (NODATA,) * dataset.count:
+        raise _differs("the no-data value", NODATA, dataset.nodata)
+    if dataset.height > height or dataset.width > width:
+        raise _differs(
+            "the size (y, x)",
+            (height, width),
+            (dataset.height, dataset.width),
+            GridMismatchError,
+        )
+    for rows, cols in dataset.block_shapes:
+        if 2 * rows * cols * dataset.count > 2 * height * width * dataset.count + _BLOCK_SLACK:
+            raise UnexpectedImageError(
+                f"the image of {height} x {width} px has blocks of {rows} x {cols} px"
+            )
+    # Documented for older answers (contract, section 6.1), so its absence is let pass.
+    tag = dataset.tags().get("IMAGE_DATE")
+    if tag is not None:
+        _same("the date (IMAGE_DATE)", f"{request.date:%Y%m%d}", tag.strip().replace("-", ""))
+    return _order(dataset.descriptions, layers)
+
+
+def _order(descriptions: tuple[str | None, ...], layers: tuple[str, ...]) -> list[int]:
+    """Trust band descriptions where all are layer names; else the order that was asked for."""
+    try:
+        named = [parse_bandnames(text or "")[0] for text in descriptions]
+    except InvalidBandError:
+        return list(range(1, len(layers) + 1))
+    if sorted(named) != sorted(layers):
+        raise _differs("the bands", layers, tuple(named))
+    return [named.index(layer) + 1 for layer in layers]
+
+
+def _placed(dataset: DatasetReader, request: Request) -> Window:
+    """Check CRS and transform; gives the raster's window on the lattice."""
+    epsg = None if dataset.crs is None else dataset.crs.to_epsg()
+    _same("the CRS", f"EPSG:{request.epsg}", f"EPSG:{epsg}", GridMismatchError)
+    a, b, c, d, e, f = tuple(dataset.transform)[:6]
+    size = request.resolution
+    _same("the pixel size (x, y)", (size, -size), (a, e), GridMismatchError)
+    _same("the rotation", (0, 0), (b, d), GridMismatchError)
+    col, row = c / size, -f / size
+    if abs(col - round(col)) > _SNAP or abs(row - round(row)) > _SNAP:
+        raise GridMismatchError(
+            f"the image starts at ({c}, {f}), not on a multiple of {size} m: it lies "
+            f"{(col - round(col)):.3f} px right and {(row - round(row)):.3f} px below a lattice "
+            "point, and is not resampled silently"
+        )
+    inner = Window(round(row), round(row) + dataset.height, round(col), round(col) + dataset.width)
+    needed = request.pixels.tight()
+    assert needed is not None
+    if inner not in request.pixels.window or needed.window not in inner:
+        raise _differs("the place", needed.window, inner, GridMismatchError)
+    return inner
+
+
+def _same(
+    what: str, expected: Any, got: Any, error: type[UnexpectedImageError] = UnexpectedImageError
+) -> None:
+    if expected != got:
+        raise _differs(what, expected, got, error)
+
+
+def _differs(
+    what: str, expected: Any, got: Any, error: type[UnexpectedImageError] = UnexpectedImageError
+) -> UnexpectedImageError:
+    return error(
+        f"{what} of the image is {got}, expected {expected}",
+        hint="The service's answer is not what was asked for. The paid bytes are kept aside; show "
+        "them to the vendor.",
+    )
+
+
+def environment() -> rasterio.Env:
+    """Give the GDAL environment of a decoding thread; entered once, since that costs 100 us."""
+    return rasterio.Env(**GDAL_OPTIONS)

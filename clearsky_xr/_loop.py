@@ -1,0 +1,64 @@
+"""One background event loop per process, and the bridge to it from sync code.
+
+Async is the implementation. Sync callers, on any thread and also inside a
+running loop (Jupyter), wait for the background loop; async callers await it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from .errors import ClearSkyError
+
+T = TypeVar("T")
+
+_lock = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+
+
+def background() -> asyncio.AbstractEventLoop:
+    """Give the process's loop; starts its daemon thread on first use."""
+    global _loop  # noqa: PLW0603  one per process is the point
+    with _lock:
+        if _loop is None:
+            loop = asyncio.new_event_loop()
+            threading.Thread(target=loop.run_forever, name="clearsky_xr-loop", daemon=True).start()
+            _loop = loop
+        return _loop
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on the background loop and wait for it.
+
+    An interrupt (Ctrl-C) cancels it: what is paid for and in flight goes on and
+    lands in the spool, the rest is not sent.
+    """
+    loop = background()
+    if threading.current_thread().name == "clearsky_xr-loop":
+        work.close()
+        raise ClearSkyError("a sync call from inside the package's own event loop would deadlock")
+    future = asyncio.run_coroutine_threadsafe(work, loop)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+async def join(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on the background loop and await it from another loop."""
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, background()))
+
+
+def _after_fork() -> None:
+    """Forget the parent's loop: its thread does not exist in the child."""
+    global _loop, _lock  # noqa: PLW0603
+    _loop, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
