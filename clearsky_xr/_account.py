@@ -12,15 +12,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
-import shapely
-
 from . import _clock
+from ._area import resolve_area
 from ._budget import Ledger
 from ._client import AccountInfo, Client, Timeouts
 from ._gate import Gate
-from ._geometry import area_km2, bounds_km2
 from ._geotiff import environment
-from ._plan import Billing, credits
+from ._plan import Billing, billed_km2, credits_for
 from ._request import Request
 from ._retry import Failed, Outcome, Policy, Retry
 from ._settings import SANDBOX, Settings
@@ -76,8 +74,9 @@ class Account:
         async with self._learning:
             if self.billing is None:
                 price = await self._free(lambda: self.client.estimate(request))
-                geometry = shapely.from_wkt(request.wkt)
-                own, box = credits(area_km2(geometry)), credits(bounds_km2(geometry))
+                geometry = resolve_area(request.wkt)
+                own = credits_for(billed_km2(geometry, "geometry"))
+                box = credits_for(billed_km2(geometry, "bbox"))
                 self.billing = "bbox" if abs(price - box) < abs(price - own) else "geometry"
             return self.billing
 

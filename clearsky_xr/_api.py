@@ -136,13 +136,17 @@ use_cftime, decode_timedelta
         allow_partial=allow_partial, api_key=api_key, base_url=base_url,
     )  # fmt: skip
     # A resolved cube, not the arguments: Dask's names then follow what the date search found.
-    return xr.open_dataset(
-        cube, engine="clearsky", chunks=chunks, cache=cache, concurrency=concurrency,
+    dataset = xr.open_dataset(
+        cube,  # type: ignore[arg-type]  # xarray's types know paths only
+        engine="clearsky", chunks=chunks, cache=cache, concurrency=concurrency,
         on_lost=on_lost, api_key=api_key, base_url=base_url, drop_variables=drop_variables,
         mask_and_scale=mask_and_scale, decode_times=decode_times,
         concat_characters=concat_characters, decode_coords=decode_coords, use_cftime=use_cftime,
         decode_timedelta=decode_timedelta,
     )  # fmt: skip
+    for coordinate in dataset.coords.values():
+        coordinate.load()  # a few words a band, which xarray has turned into Dask arrays
+    return dataset
 
 
 def resolve(

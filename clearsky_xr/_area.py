@@ -162,8 +162,8 @@ def _from_geojson(document: Any) -> Iterator[BaseGeometry]:
             yield from _from_geojson(document["geometry"])
     else:
         try:
-            yield shape(document)
-        except Exception as error:  # shapely raises whatever the broken nesting leads to
+            yield shape(dict(document))
+        except Exception as error:  # noqa: BLE001  shapely raises whatever the broken nesting leads to
             raise InvalidAreaError(f"the GeoJSON is broken: {error}", hint=_FORMS) from None
 
 

@@ -34,7 +34,7 @@ class ClearSkyBackendEntrypoint(BackendEntrypoint):
             and type(filename_or_obj).__name__ == "Cube"
         )
 
-    def open_dataset(  # type: ignore[override]
+    def open_dataset(
         self,
         filename_or_obj: Any,
         *,
@@ -96,25 +96,20 @@ class ClearSkyBackendEntrypoint(BackendEntrypoint):
                 allow_partial=allow_partial,
             )
         scaled = mask_and_scale is not False
+        decoders: dict[str, Any] = {
+            "decode_times": decode_times,
+            "concat_characters": concat_characters,
+            "decode_coords": decode_coords,
+            "use_cftime": use_cftime,
+            "decode_timedelta": decode_timedelta,
+            "drop_variables": drop_variables,
+        }
         encoded = to_dataset(cube, settings, account_info(settings), scaled=scaled)
         # Pixels are masked and scaled as they arrive; the rest of the CF decoding is xarray's.
         decoded = xr.decode_cf(
             encoded,
             mask_and_scale=False,
-            **{
-                name: value
-                for name, value in (
-                    ("decode_times", decode_times),
-                    ("concat_characters", concat_characters),
-                    ("decode_coords", decode_coords),
-                    ("use_cftime", use_cftime),
-                    ("decode_timedelta", decode_timedelta),
-                    ("drop_variables", drop_variables),
-                )
-                if value is not None
-            },
+            **{name: value for name, value in decoders.items() if value is not None},
         )
-        for coordinate in decoded.coords.values():
-            coordinate.variable.load()  # they are small; decode_cf made them lazy
         decoded.encoding = encoded.encoding
         return decoded

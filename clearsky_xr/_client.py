@@ -142,7 +142,7 @@ class Client:
         try:
             data, headers = await self._json("GET", "/api/account/info", None)
         except Failed as failed:
-            if failed.error.details.get("status") != 404:  # noqa: PLR2004  HTTP's own number
+            if failed.error.details.get("status") != 404:
                 raise
             data, headers = await self._json("GET", "/api/apikey/info", None)
         area = _number(data.get("MaxCompositeAreaKm2"))
@@ -218,7 +218,7 @@ class Client:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             failure = _lost(path, error, paid=paid)
         else:
-            if answer.status // 100 == 2:  # noqa: PLR2004
+            if answer.status // 100 == 2:
                 return answer
             failure = self._failure(answer)
         # Raised out here, so that it does not carry aiohttp's exception, whose
@@ -262,7 +262,7 @@ class Client:
                 status=status,
             )
             return Failed(Outcome.REFUSED, error, retry_after=wait)
-        if status // 100 == 5:  # noqa: PLR2004
+        if status // 100 == 5:
             error = errors.ServiceUnavailableError(
                 f"the service answered {status}: {_excerpt(answer.content)}",
                 hint="Try again later; what was paid and answered is kept.",
@@ -275,7 +275,7 @@ class Client:
                 self._refuse(answer)
         except Failed as failed:
             return failed
-        if status // 100 == 3:  # noqa: PLR2004
+        if status // 100 == 3:
             return _unexpected(
                 f"the service answered with a redirect ({status}), which is not followed: the key "
                 "goes to the configured origin only",

@@ -108,12 +108,10 @@ def _span(value: Any) -> tuple[dt.date, dt.date]:
         if isinstance(text, str) and _ISO.fullmatch(text):
             period = pd.Period(text)
             return period.start_time.date(), period.end_time.date()
-        if not isinstance(text, str | dt.date | np.datetime64):
-            raise TypeError
         moment = pd.Timestamp(text)
     except (ValueError, TypeError, OverflowError):
         raise InvalidTimeError(f"cannot read {value!r} as a date", hint=_FORMS) from None
-    if moment is pd.NaT:
+    if pd.isna(moment):
         raise InvalidTimeError("NaT is not a date", hint=_FORMS)
     if moment.tzinfo is not None:
         if moment.utcoffset() != dt.timedelta(0):

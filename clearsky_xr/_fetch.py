@@ -10,6 +10,7 @@ import asyncio
 import datetime as dt
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -181,7 +182,7 @@ class _Fetch:
             local = tile.pixels
             window = local.window.shifted(corner.row0, corner.col0)
             placed = Tile(PixelSet(window, local.mask), tile.dates, tile.target, tile.source)
-            wanted = await self.in_thread(lambda t=placed: self._cube.wanted(t.pixels))
+            wanted = await self.in_thread(partial(self._cube.wanted, placed.pixels))
             self._covers.clear()
             for date, k in tile.dates:
                 if wanted is None:
@@ -232,7 +233,8 @@ class _Fetch:
             pieces = await self.in_thread(choose)
             unsure = next((piece for piece in pieces if piece.unsure), None)
             if unsure is not None and owner.billing is None:
-                if await owner.learn_billing(self._request(date, unsure)) == "bbox":
+                learnt = await owner.learn_billing(self._request(date, unsure))
+                if learnt == "bbox":
                     pieces = await self.in_thread(choose)
             self._covers[pixels] = pieces
         return self._covers[pixels]

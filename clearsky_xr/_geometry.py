@@ -44,14 +44,17 @@ def outline(pixels: PixelSet, epsg: int, resolution: int) -> Area:
         In EPSG:4326, degrees, 7 decimals.
     """
     window = pixels.window
+    # In pixels: x to the right, y upwards.
     if pixels.mask is None:
-        shape = _boxes(*(np.array([v]) for v in (window.row0, window.row1)),
-                       *(np.array([v]) for v in (window.col0, window.col1)), _INSET)[0]  # fmt: skip
+        shape = shapely.box(
+            window.col0 + _INSET, _INSET - window.row1, window.col1 - _INSET, -window.row0 - _INSET
+        )
     else:
         row0, row1, col0, col1 = _runs(pixels.mask)
-        merged = shapely.union_all(
-            _boxes(row0 + window.row0, row1 + window.row0, col0 + window.col0, col1 + window.col0)
+        runs = shapely.box(
+            window.col0 + col0, -window.row0 - row1, window.col0 + col1, -window.row0 - row0
         )
+        merged = shapely.union_all(runs)
         shape = shapely.buffer(merged, -_INSET, join_style="mitre", cap_style="flat")
     metres = shapely.segmentize(shapely.transform(shape, lambda xy: xy * resolution), _EDGE_METRES)
     degrees = shapely.transform(metres, lambda xy: np.round(to_lonlat(xy, epsg), _DIGITS))
@@ -73,17 +76,6 @@ def area_km2(geometry: Area) -> float:
 def bounds_km2(geometry: Area) -> float:
     """Give the geodesic surface of the bounding box in degrees, km2."""
     return area_km2(shapely.box(*geometry.bounds))
-
-
-def _boxes(
-    row0: NDArray[np.int64],
-    row1: NDArray[np.int64],
-    col0: NDArray[np.int64],
-    col1: NDArray[np.int64],
-    inset: float = 0.0,
-) -> NDArray[np.object_]:
-    """Draw rectangles in pixels: x to the right, y upwards."""
-    return shapely.box(col0 + inset, -row1 + inset, col1 - inset, -row0 - inset)
 
 
 def _runs(mask: Mask) -> tuple[NDArray[np.int64], ...]:

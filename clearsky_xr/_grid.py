@@ -234,7 +234,6 @@ def _grid_like(like: Any) -> Grid:
 
 
 def _geobox_of(like: Any) -> GeoBox | None:
-    import odc.geo.xr  # noqa: F401, PLC0415  the .odc accessor; only like= needs xarray here
+    import odc.geo.xr as _odc  # noqa: F401  gives xarray objects their .odc; only like= needs it
 
-    odc = getattr(like, "odc", None)
-    return getattr(odc, "geobox", None)
+    return getattr(getattr(like, "odc", None), "geobox", None)

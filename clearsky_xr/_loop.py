@@ -56,7 +56,7 @@ async def join(work: Coroutine[Any, Any, T]) -> T:
 
 def _after_fork() -> None:
     """Forget the parent's loop: its thread does not exist in the child."""
-    global _loop, _lock  # noqa: PLW0603
+    global _loop, _lock
     _loop, _lock = None, threading.Lock()
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Final
@@ -81,7 +81,7 @@ def resolve(
     for name, value in (("clip", clip), ("allow_partial", allow_partial)):
         if not isinstance(value, bool):
             raise InvalidOptionError(f"{name}={value!r} must be True or False")
-    if not isinstance(model, str) or not model.strip():
+    if not str(model).strip():
         raise InvalidOptionError("model must be a name, e.g. 'Stratus2'")
     sources = CONSTELLATIONS if constellations is None else _names(constellations)
     band_ids = resolve_bands(bands, model)
@@ -122,8 +122,6 @@ async def _ask(
     settings: Settings, cube: Cube, when: DateRange | tuple[dt.date, ...]
 ) -> tuple[AccountInfo, list[Mapping[str, Any]]]:
     """Make the free calls that are needed, together."""
-    import asyncio
-
     owner = await account(settings)
     if not isinstance(when, DateRange):
         return await owner.info(), []
@@ -288,7 +286,7 @@ def _coordinates(cube: Cube) -> dict[str, Any]:
                 "calendar": "proleptic_gregorian",
             },
         ),
-        **spatial,
+        **{str(name): coordinate for name, coordinate in spatial.items()},
     }
     if cube.bands:
         bands = [BANDS[name] for name in cube.bands]

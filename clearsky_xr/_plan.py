@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ._area import Area
 from ._geometry import area_km2, bounds_km2, outline, wkt
@@ -68,10 +69,10 @@ class Piece:
     @property
     def credits(self) -> float:
         """The price by the contract's formula."""
-        return credits(self.area_km2)
+        return credits_for(self.area_km2)
 
 
-def credits(km2: float) -> float:  # noqa: A001  the field's word, and site's credits() is no loss
+def credits_for(km2: float) -> float:
     """Give the price of a surface in credits (contract, section 8.2)."""
     return max(MINIMUM, round(km2 * 0.1, 2))
 
@@ -111,7 +112,7 @@ def cover(
     too_large = best.area_km2 > bounds.area_km2 or best.credits > MOST_CREDITS
     if too_large and len(best.pixels) > 1:
         return _split(pixels, epsg, resolution, bounds, billing)
-    if billing == "bbox" and _could_save(pixels, best, epsg, resolution):
+    if billing == "bbox" and _could_save(pixels, best):
         parts = tuple(
             piece
             for part in _cut(pixels)
@@ -136,7 +137,9 @@ def _piece(pixels: PixelSet, epsg: int, resolution: int, billing: Billing) -> Pi
     other: Billing = "bbox" if billing == "geometry" else "geometry"
     surface = billed_km2(geometry, billing)
     # The one download whose bill was seen was a rectangle (contract, section 12).
-    unsure = pixels.mask is not None and credits(surface) != credits(billed_km2(geometry, other))
+    unsure = pixels.mask is not None and credits_for(surface) != credits_for(
+        billed_km2(geometry, other)
+    )
     return Piece(pixels, wkt(geometry), surface, unsure)
 
 
@@ -153,11 +156,11 @@ def _split(
     )
 
 
-def _could_save(pixels: PixelSet, piece: Piece, epsg: int, resolution: int) -> bool:
+def _could_save(pixels: PixelSet, piece: Piece) -> bool:
     """Say whether smaller rectangles might be cheaper: the pixels alone are the lower bound."""
     if pixels.mask is None or piece.credits == MINIMUM:
         return False
-    least = credits(piece.area_km2 * len(pixels) / pixels.window.size)
+    least = credits_for(piece.area_km2 * len(pixels) / pixels.window.size)
     return piece.credits - least > max(MINIMUM / 2, 0.02 * piece.credits)
 
 
@@ -190,7 +193,7 @@ def _best_cut(mask: Mask) -> tuple[int, int]:
     Of equal cuts the most even one, so that a full window is halved.
     """
     height, width = mask.shape
-    if height < 2:  # noqa: PLR2004  nothing to cut
+    if height < 2:
         return mask.size + 1, 0
     filled = mask.any(axis=1)
     first = np.where(filled, mask.argmax(axis=1), width)
@@ -199,10 +202,10 @@ def _best_cut(mask: Mask) -> tuple[int, int]:
     top = np.where(filled, rows, height)
     bottom = np.where(filled, rows + 1, 0)
 
-    def areas(order: slice) -> np.ndarray:
+    def areas(order: slice) -> NDArray[np.int64]:
         wide = np.maximum.accumulate(last[order]) - np.minimum.accumulate(first[order])
         high = np.maximum.accumulate(bottom[order]) - np.minimum.accumulate(top[order])
-        return np.maximum(wide, 0) * np.maximum(high, 0)
+        return np.asarray(np.maximum(wide, 0) * np.maximum(high, 0))
 
     above = areas(slice(None))[:-1]
     below = areas(slice(None, None, -1))[::-1][1:]

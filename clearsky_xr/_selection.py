@@ -100,7 +100,7 @@ class _Box:
         self._inverse = [
             inverse.reshape(axis.shape) for axis, (_, inverse) in zip(axes, distinct, strict=True)
         ]
-        self.shape = tuple(len(values) for values, _ in distinct)
+        self.shape: tuple[int, ...] = tuple(len(values) for values, _ in distinct)
 
     def tiles(self, most_pixels: int) -> Iterator[Tile]:
         dates = tuple((int(date), k) for k, date in enumerate(self._dates))
@@ -151,35 +151,62 @@ class _Box:
 
 
 class _Points:
-    """Single pixels, the same on every date or each on a date of its own."""
+    """Single pixels, the same on every date or each on a date of its own.
+
+    xarray writes a lazy selection of points with arrays along all axes, of which
+    those of dates and layers vary along a dimension of their own: such an axis
+    is independent of the points and is kept apart.
+    """
 
     def __init__(self, key: Key, shape: tuple[int, ...]) -> None:
-        self._bound = [isinstance(k, np.ndarray) for k in key]
-        arrays = [k for k in key if isinstance(k, np.ndarray)]
-        points = np.broadcast_shapes(*(a.shape for a in arrays))
-        # If only one of y and x is bound, the other one is spread over an axis of its own.
-        self._spread = [a for a in (2, 3) if not self._bound[a]]
-        free = [_positions(key[a], shape[a]) for a in self._spread]
-        self._points_shape = points + tuple(len(f) for f in free)
+        arrays = {a: k for a, k in enumerate(key) if isinstance(k, np.ndarray)}
+        lead = np.broadcast_shapes(*(k.shape for k in arrays.values()))
+        wide = {
+            a: {d - k.ndim + len(lead) for d, n in enumerate(k.shape) if n != 1}
+            for a, k in arrays.items()
+        }
+        own: dict[int, int | None] = {}  # axis kept apart -> its dimension, if it has one
+        for a in (0, 1):
+            others = set().union(*(dims for b, dims in wide.items() if b != a))
+            if a in arrays and len(wide[a]) <= 1 and not wide[a] & others:
+                own[a] = next(iter(wide[a]), None)
+        dims = [d for d in range(len(lead)) if d not in own.values()]
+        spread = [a for a in (2, 3) if a not in arrays]  # one of y and x may be a slice
+        free = [_positions(key[a], shape[a]) for a in spread]
+        self._points_shape = (*(lead[d] for d in dims), *(len(f) for f in free))
 
-        def spread(axis: int) -> Index:
-            if axis in self._spread:
-                return np.broadcast_to(free[0], self._points_shape).ravel()
-            values = _positions(np.asarray(key[axis]), shape[axis])
-            values = np.broadcast_to(values, points)
-            return np.broadcast_to(
-                values.reshape(points + (1,) * len(free)), self._points_shape
-            ).ravel()
+        def point(axis: int) -> Index:
+            if axis in spread:
+                values = free[0]
+            else:
+                values = np.broadcast_to(_positions(arrays[axis], shape[axis]), lead)
+                first = tuple(slice(None) if d in dims else 0 for d in range(len(lead)))
+                values = values[first].reshape([lead[d] for d in dims] + [1] * len(free))
+            return np.broadcast_to(values, self._points_shape).ravel()
 
-        self._rows, self._cols = spread(2), spread(3)
-        self.layers, self._layer = np.unique(
-            spread(1) if self._bound[1] else _positions(key[1], shape[1]), return_inverse=True
-        )
+        def axis(a: int) -> Index:
+            return _positions(np.ravel(key[a]) if a in own else key[a], shape[a])
+
+        self._bound = [a in arrays and a not in own for a in (0, 1)]
+        self._rows, self._cols = point(2), point(3)
         self._dates, self._date = np.unique(
-            spread(0) if self._bound[0] else _positions(key[0], shape[0]), return_inverse=True
+            point(0) if self._bound[0] else axis(0), return_inverse=True
+        )
+        self.layers, self._layer = np.unique(
+            point(1) if self._bound[1] else axis(1), return_inverse=True
         )
         count = 1 if self._bound[0] else len(self._dates)
-        self.shape = (count, len(self.layers), len(self._rows))
+        self.shape: tuple[int, ...] = (count, len(self.layers), len(self._rows))
+        # Broadcast dimensions come first in the result, then what was sliced, in order.
+        self._order: list[tuple[str, int | None]] = [
+            *(("lead", d) for d in range(len(lead))),
+            *(("slice", a) for a in range(4) if a not in arrays),
+        ]
+        self._labels: list[tuple[str, int | None]] = [
+            *(("lead", own[a]) if a in own else ("slice", a) for a in (0, 1)),
+            *(("lead", d) for d in dims),
+            *(("slice", a) for a in spread),
+        ]
 
     def tiles(self, most_pixels: int) -> Iterator[Tile]:
         if not math.prod(self.shape):
@@ -218,17 +245,15 @@ class _Points:
         values = gathered.reshape(gathered.shape[:2] + self._points_shape)
         if self._bound[1]:
             layer = self._layer.reshape(self._points_shape)[None, None]
-            values = np.take_along_axis(values, layer, axis=1)[:, 0]
+            values = np.take_along_axis(values, layer, axis=1)
         elif not _is_identity(self._layer):
             values = values.take(self._layer, axis=1)
-        if self._bound[0]:
-            values = values[0]
-        elif not _is_identity(self._date):
+        if not self._bound[0] and not _is_identity(self._date):
             values = values.take(self._date, axis=0)
-        # Broadcast dimensions come first, then what was sliced, in the order (time, layer, y, x).
-        lead = (not self._bound[0]) + (not self._bound[1])
-        points = len(self._points_shape) - len(self._spread)
-        return np.moveaxis(values, range(lead, lead + points), range(points))
+        # An axis without a dimension of the result holds one value.
+        drop = tuple(i for i, label in enumerate(self._labels) if label not in self._order)
+        left = [label for label in self._labels if label in self._order]
+        return values.squeeze(drop).transpose([left.index(label) for label in self._order])
 
 
 def _positions(key: Any, size: int) -> Index:
