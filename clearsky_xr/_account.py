@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
@@ -83,7 +84,7 @@ class Account:
     async def _free(self, call: Callable[[], Awaitable[T]]) -> T:
         """Make a call that costs nothing, and repeat it as the policy says."""
         retry = Retry(self.policy)
-        began = _clock.monotonic()
+        began: float | None = None
         while True:
             try:
                 async with self.gate.slot():
@@ -92,7 +93,9 @@ class Account:
                 failure = failed
             if failure.outcome is Outcome.REFUSED:
                 self.gate.refused(failure.retry_after)
-            await _clock.sleep(retry.wait(failure, _clock.monotonic() - began))
+            now = _clock.monotonic()
+            began = now if began is None else began
+            await _clock.sleep(retry.wait(failure, now - began))
 
 
 class Process:
@@ -110,14 +113,18 @@ class Process:
 
 
 _process: Process | None = None
+_lock = threading.Lock()
+# Kept from being collected in a forked child, which would close the parent's sockets.
+_parents: list[Process | None] = []
 
 
 def process() -> Process:
-    """Give what is shared in this process; made on first use, on the background loop."""
+    """Give what is shared in this process; made on first use."""
     global _process  # noqa: PLW0603  one per process is the point
-    if _process is None:
-        _process = Process()
-    return _process
+    with _lock:
+        if _process is None:
+            _process = Process()
+        return _process
 
 
 async def account(settings: Settings) -> Account:
@@ -151,8 +158,9 @@ def _enter_gdal() -> None:
 
 def _after_fork() -> None:
     """Forget the parent's connections, threads and answers: they do not live in the child."""
-    global _process  # noqa: PLW0603
-    _process = None
+    global _process, _lock
+    _parents.append(_process)
+    _process, _lock = None, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):

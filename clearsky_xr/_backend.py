@@ -65,7 +65,8 @@ class ClearSkyBackendEntrypoint(BackendEntrypoint):
         import xarray as xr
 
         from ._cube import Cube
-        from ._open import account_info, resolve, to_dataset
+        from ._dataset import to_dataset
+        from ._open import account_info, resolve
         from ._settings import resolve_settings
         from .errors import InvalidOptionError
 

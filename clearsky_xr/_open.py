@@ -1,24 +1,16 @@
-"""From what a user asks for to a cube, and from a cube to a Dataset."""
+"""From what a user asks for to a cube: check everything, then search the dates."""
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
 from typing import Any, Final
-
-import numpy as np
-import shapely
-import xarray as xr
-from odc.geo.xr import xr_coords
-from xarray.core.indexing import LazilyIndexedArray
 
 from . import _loop
 from ._account import account
 from ._area import resolve_area
-from ._array import ClearSkyArray
-from ._bands import BANDS, resolve_bands, resolve_indices
+from ._bands import resolve_bands, resolve_indices
 from ._client import AccountInfo, search_body
 from ._cube import Cube, PixelMode
 from ._dates import DateRange, resolve_time
@@ -36,19 +28,8 @@ from .errors import (
     UnexpectedResponseError,
 )
 
-#: Scale of reflectances and of indices in int16 (contract, section 7.3).
-REFLECTANCE: Final = 10000.0
-INDEX: Final = 32767.0
-
 #: Inputs of Stratus-2 (contract, section 5.8).
 CONSTELLATIONS: Final = ("Sentinel1", "Sentinel2", "Landsat89")
-
-# A chunk's float32 pixels, bytes: Dask's own default size of a chunk.
-_CHUNK_BYTES: Final = 128 * 2**20
-# A chunk should hold this many dates, so that one task keeps several connections busy.
-_CHUNK_DATES: Final = 8
-# Side of the chunks of a cube that is too large for one, pixels.
-_CHUNK_SIDE: Final = 512
 
 
 def resolve(
@@ -187,153 +168,3 @@ def _names(values: Any) -> tuple[str, ...]:
             hint=f"Stratus-2 reads {', '.join(CONSTELLATIONS)}.",
         )
     return tuple(dict.fromkeys(name.strip() for name in names))
-
-
-def to_dataset(cube: Cube, settings: Settings, info: AccountInfo, *, scaled: bool) -> xr.Dataset:
-    """Describe a cube as a lazy, CF-encoded Dataset; nothing is downloaded.
-
-    Parameters
-    ----------
-    cube : Cube
-    settings : Settings
-    info : AccountInfo
-    scaled : bool
-        float32 with NaN, or the service's int16 with its CF attributes.
-    """
-    variables: dict[str, xr.Variable] = {}
-    if cube.bands:
-        variables["reflectance"] = _variable(
-            cube, settings, cube.bands, REFLECTANCE, scaled=scaled,
-            attrs={
-                "long_name": "surface reflectance",
-                "standard_name": "surface_bidirectional_reflectance",
-                "units": "1",
-            },
-        )  # fmt: skip
-    for name, layer in cube.indices:
-        x, y = layer.strip("[]").split("_")
-        variables[name] = _variable(
-            cube, settings, layer, INDEX, scaled=scaled,
-            attrs={"long_name": f"({x} - {y}) / ({x} + {y})", "units": "1"},
-        )  # fmt: skip
-    dataset = xr.Dataset(variables, _coordinates(cube), _attributes(cube, info))
-    dataset.encoding["source"] = f"clearsky:{cube.fingerprint}"
-    return dataset
-
-
-def _variable(
-    cube: Cube,
-    settings: Settings,
-    layers: tuple[str, ...] | str,
-    divisor: float,
-    *,
-    scaled: bool,
-    attrs: dict[str, Any],
-) -> xr.Variable:
-    array = ClearSkyArray(cube, settings, layers, divisor if scaled else None)
-    packing = {"scale_factor": 1 / divisor, "_FillValue": np.int16(-32768)}
-    encoding: dict[str, Any] = {
-        "grid_mapping": "spatial_ref",
-        "preferred_chunks": preferred_chunks(cube, array.dims),
-    }
-    if scaled:
-        encoding |= {**packing, "dtype": np.dtype(np.int16)}
-    else:
-        attrs = {**attrs, **packing}
-    return xr.Variable(array.dims, LazilyIndexedArray(array), attrs, encoding)
-
-
-def preferred_chunks(cube: Cube, dims: tuple[str, ...]) -> dict[str, int]:
-    """Choose the chunks of ``chunks={}``: several dates, within a memory target.
-
-    The pixels of all layers count, since that is what a request brings.
-    """
-    height, width = cube.grid.shape
-    layers = len(cube.layers)
-
-    def dates(rows: int, cols: int) -> int:
-        return max(1, _CHUNK_BYTES // (4 * layers * rows * cols))
-
-    rows, cols = height, width
-    if dates(rows, cols) < min(_CHUNK_DATES, len(cube.dates)):
-        rows, cols = min(height, _CHUNK_SIDE), min(width, _CHUNK_SIDE)
-    sizes = {"time": min(len(cube.dates), dates(rows, cols)), "y": rows, "x": cols}
-    return {dim: sizes.get(dim, len(cube.bands)) for dim in dims}
-
-
-def _coordinates(cube: Cube) -> dict[str, Any]:
-    spatial = xr_coords(cube.grid.geobox, crs_coord_name="spatial_ref")
-    for axis in ("y", "x"):
-        spatial[axis].attrs |= {
-            "standard_name": f"projection_{axis}_coordinate",
-            "long_name": f"{axis} of the pixel centre",
-            "axis": axis.upper(),
-            "units": "m",
-        }
-    epoch = dt.date(1970, 1, 1)
-    seconds = np.array([(day - epoch).days * 86400 for day in cube.dates], np.int64)
-    coordinates: dict[str, Any] = {
-        # As it stands on disk: xarray decodes it, as the user's decode_times says. Whole
-        # seconds in int64 can be appended to; days since the first date cannot.
-        "time": (
-            "time",
-            seconds,
-            {
-                "standard_name": "time",
-                "long_name": "UTC day of the image",
-                "axis": "T",
-                "units": "seconds since 1970-01-01",
-                "calendar": "proleptic_gregorian",
-            },
-        ),
-        **{str(name): coordinate for name, coordinate in spatial.items()},
-    }
-    if cube.bands:
-        bands = [BANDS[name] for name in cube.bands]
-        coordinates |= {
-            "band": ("band", list(cube.bands), {"long_name": "Sentinel-2 band"}),
-            "common_name": ("band", [b.common_name for b in bands]),
-            "band_name": ("band", [b.name for b in bands]),
-            "wavelength": (
-                "band",
-                np.array([b.wavelength for b in bands], np.float64),
-                {"long_name": "centre wavelength", "units": "nm",
-                 "standard_name": "sensor_band_central_radiation_wavelength"},
-            ),
-            "bandwidth": (
-                "band",
-                np.array([b.bandwidth for b in bands], np.float64),
-                {"long_name": "full width of the band", "units": "nm"},
-            ),
-        }  # fmt: skip
-    return coordinates
-
-
-def _attributes(cube: Cube, info: AccountInfo) -> dict[str, Any]:
-    what = f"Cloudless Sentinel-2 time series, {cube.model}"
-    source = (
-        f"ClearSKY Vision Processing API, model {cube.model} from "
-        f"{', '.join(cube.constellations)}: images synthesised by a network, also where the sky "
-        "was clear"
-    )
-    if info.sandbox is not None:
-        what = f"SANDBOX, not imagery: {what}"
-        source = (
-            "clearsky_xr sandbox: SYNTHETIC pixels of an invented landscape"
-            if info.sandbox == "synthetic"
-            else "clearsky_xr sandbox: pixels of local scenes, not of the service"
-        )
-    return {
-        "Conventions": "CF-1.11",
-        "title": what,
-        "source": source,
-        "institution": "ClearSKY Vision",
-        "references": "https://docs.clearsky.vision",
-        # Without the time of day, so that equal cubes are equal datasets.
-        "history": f"opened with clearsky_xr {version('clearsky-xr')}",
-        "geospatial_bounds": shapely.to_wkt(cube.area, rounding_precision=7),
-        "geospatial_bounds_crs": "EPSG:4326",
-        "model": cube.model,
-        "constellations": ",".join(cube.constellations),
-        "pixel_selection": f"{cube.pixels}, clip={cube.clip}",
-    }

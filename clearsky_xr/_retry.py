@@ -67,7 +67,7 @@ class Policy:
     Parameters
     ----------
     deadline : float
-        Seconds from the first attempt after which nothing is repeated.
+        Seconds from the first failure after which nothing is repeated.
     transient, lost : int
         Attempts in all after a 5xx or without a connection (the vendor's client
         makes 5, contract section 2), and repeats after a lost download.
@@ -102,7 +102,7 @@ class Retry:
         ----------
         failed : Failed
         elapsed : float
-            Seconds since the first attempt began.
+            Seconds since the first failure.
         may_repeat_lost : bool
             Whether the allowance for lost downloads admits another one.
 

@@ -89,15 +89,19 @@ class Flight:
         """The pixels that it will bring."""
         return self.request.pixels
 
-    async def landed(self) -> Held:
-        """Wait for the answer; the last one to give up cancels what was not sent yet."""
+    def join(self) -> None:
+        """Begin to wait for the answer."""
         self._waiting += 1
-        try:
-            return await asyncio.shield(self.task)
-        finally:
-            self._waiting -= 1
-            if not self._waiting and not self.sent:
-                self.task.cancel()
+
+    def leave(self) -> None:
+        """Stop waiting; the last one to give up cancels what was not sent yet."""
+        self._waiting -= 1
+        if not self._waiting and not self.sent:
+            self.task.cancel()
+
+    async def landed(self) -> Held:
+        """Wait for the answer."""
+        return await asyncio.shield(self.task)
 
 
 class Holdings:
@@ -113,7 +117,7 @@ class Holdings:
 
     def find(
         self, series: Hashable, layers: tuple[str, ...], pixels: PixelSet
-    ) -> tuple[list[Held | Flight], PixelSet | None]:
+    ) -> tuple[list[Held], list[Flight], PixelSet | None]:
         """Look for pixels.
 
         Parameters
@@ -125,12 +129,14 @@ class Holdings:
 
         Returns
         -------
-        sources : list of Held or Flight
+        held : list of Held
+        flights : list of Flight
             Those that bring some of the pixels.
         missing : PixelSet or None
             What none of them brings.
         """
-        sources: list[Held | Flight] = []
+        held: list[Held] = []
+        flights: list[Flight] = []
         missing: PixelSet | None = pixels
         wanted = set(layers)
         for source in (*self._held.get(series, ()), *self._flights.get(series, ())):
@@ -142,8 +148,11 @@ class Holdings:
             if rest is missing or (rest is not None and len(rest) == len(missing)):
                 continue
             missing = rest
-            sources.append(source)
-        return sources, missing
+            if isinstance(source, Held):
+                held.append(source)
+            else:
+                flights.append(source)
+        return held, flights, missing
 
     def depart(self, series: Hashable, flight: Flight) -> None:
         """Take note of a purchase that begins; it leaves by itself when its task ends."""

@@ -67,7 +67,9 @@ class ClearSkyError(Exception):
 
     def __str__(self) -> str:
         where = ", ".join(
-            f"{name} {self.details[name]}" for name in ("date", "window") if name in self.details
+            f"{name} {self.details[name]}"
+            for name in ("date", "window", "kept")
+            if name in self.details
         )
         text = f"{self.message} [{where}]" if where else self.message
         return f"{text}\n{self.hint}" if self.hint else text

@@ -1,0 +1,285 @@
+"""Pixels of one date, bought at most once: held? -> slot -> POST -> spool -> verify, decode."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _clock, _geotiff
+from ._account import Account, Process
+from ._client import AccountInfo
+from ._cube import Cube
+from ._pixels import PixelSet
+from ._plan import Bounds, Piece, cover
+from ._request import Receipt, Request
+from ._retry import Failed, Outcome, Retry
+from ._settings import Settings
+from ._spool import Flight, Held
+from .errors import ClearSkyError, UnexpectedImageError
+
+T = TypeVar("T")
+
+#: Most bytes of one decoded raster: bounds the memory of a request in flight.
+RASTER_BYTES: Final = 32 * 2**20
+
+
+class Buyer:
+    """Gets the pixels of a cube, date by date, for one selection.
+
+    Parameters
+    ----------
+    shared : Process
+    owner : Account
+    info : AccountInfo
+        Of the owner.
+    cube : Cube
+    settings : Settings
+
+    Attributes
+    ----------
+    bounds : Bounds
+        What one request may ask for.
+    notices : list of str
+        What the user should hear about.
+    """
+
+    def __init__(
+        self,
+        shared: Process,
+        owner: Account,
+        info: AccountInfo,
+        cube: Cube,
+        settings: Settings,
+    ) -> None:
+        self._shared = shared
+        self._account = owner
+        self._cube = cube
+        self._settings = settings
+        self._covers: dict[PixelSet, tuple[Piece, ...]] = {}
+        self.bounds = Bounds(RASTER_BYTES // (2 * len(cube.layers)), info.area_km2 or float("inf"))
+        self.notices: list[str] = []
+
+    def forget_covers(self) -> None:
+        """Let go of the requests chosen so far, when other pixels' turn comes."""
+        self._covers.clear()
+
+    async def get(
+        self, date: dt.date, wanted: PixelSet
+    ) -> list[tuple[Held, NDArray[np.int16] | None]]:
+        """Get answers that together hold the pixels of a date.
+
+        Parameters
+        ----------
+        date : datetime.date
+        wanted : PixelSet
+            Not empty.
+
+        Returns
+        -------
+        list of (Held, ndarray of int16 or None)
+            With the decoded pixels of those that have just landed.
+
+        Raises
+        ------
+        ClearSkyError
+            A request failed; it names date and window.
+        """
+        held, flights = await self._obtain(date, wanted)
+        try:
+            landed = [(await _landed(flight), flight.values) for flight in flights]
+        finally:
+            for flight in flights:
+                flight.leave()
+        return [*((answer, None) for answer in held), *landed]
+
+    async def _obtain(self, date: dt.date, wanted: PixelSet) -> tuple[list[Held], list[Flight]]:
+        """Find what is held or in flight of a date's pixels, and send for the rest.
+
+        The flights are joined, and are to be left.
+        """
+        cube, holdings = self._cube, self._account.holdings
+        series = (
+            date,
+            cube.grid.epsg,
+            cube.grid.resolution,
+            cube.model.lower(),
+            frozenset(cube.constellations),
+            cube.allow_partial,
+        )
+        planned: PixelSet | None = None
+        pieces: tuple[Piece, ...] = ()
+        while True:
+            held, flights, missing = holdings.find(series, cube.layers, wanted)
+            if missing is None or (planned is not None and missing.same(planned)):
+                break
+            # Others may send for the same pixels while this is thought about, so look again.
+            planned, pieces = missing, await self._cover(missing, date)
+        for piece in pieces if missing is not None else ():
+            flight = Flight(self._request(date, piece))
+            flight.task = asyncio.create_task(self._buy(flight))
+            holdings.depart(series, flight)
+            flights.append(flight)
+        for flight in flights:
+            flight.join()
+        return held, flights
+
+    async def _cover(self, pixels: PixelSet, date: dt.date) -> tuple[Piece, ...]:
+        """Choose the requests; learns first how they are billed where that matters."""
+        if pixels not in self._covers:
+            grid, owner = self._cube.grid, self._account
+
+            def choose() -> tuple[Piece, ...]:
+                billing = owner.billing or "geometry"
+                return cover(pixels, grid.epsg, grid.resolution, self.bounds, billing)
+
+            pieces = await self.in_thread(choose)
+            unsure = next((piece for piece in pieces if piece.unsure), None)
+            if unsure is not None and owner.billing is None:
+                learnt = await owner.learn_billing(self._request(date, unsure))
+                if learnt == "bbox":
+                    pieces = await self.in_thread(choose)
+            self._covers[pixels] = pieces
+        return self._covers[pixels]
+
+    def _request(self, date: dt.date, piece: Piece) -> Request:
+        cube = self._cube
+        return Request(
+            date=date,
+            pixels=piece.pixels,
+            wkt=piece.wkt,
+            credits=piece.credits,
+            layers=cube.layers,
+            epsg=cube.grid.epsg,
+            resolution=cube.grid.resolution,
+            model=cube.model,
+            constellations=cube.constellations,
+            allow_partial=cube.allow_partial,
+        )
+
+    async def _buy(self, flight: Flight) -> Held:
+        """Send a request until it is answered or not to be repeated; land the answer."""
+        owner, ledger, request = self._account, self._shared.ledger, flight.request
+        retry = Retry(owner.policy)
+        began: float | None = None
+        while True:
+            try:
+                content = await self._send(flight)
+                break
+            except Failed as failed:
+                failure = failed
+            flight.sent = False
+            now = _clock.monotonic()
+            began = now if began is None else began
+            if failure.outcome is Outcome.REFUSED:
+                owner.gate.refused(failure.retry_after)
+            lost = failure.outcome is Outcome.LOST
+            again = (
+                lost and self._settings.on_lost == "retry" and ledger.repeat_lost(request.credits)
+            )
+            pause = retry.wait(failure, now - began, may_repeat_lost=again)
+            if lost:
+                self.notices.append(
+                    f"the answer for {request.date}, {request.pixels.window}, was lost and is "
+                    f"asked for again: {request.credits:.2f} credits may be charged twice"
+                )
+            await _clock.sleep(pause)
+        flight.sent = True
+        held, flight.values = await self.in_thread(lambda: self._land(content, request))
+        return held
+
+    async def _send(self, flight: Flight) -> bytes:
+        """One attempt, inside a slot of the gate and booked in the ledger."""
+        owner, ledger, price = self._account, self._shared.ledger, flight.request.credits
+        async with owner.gate.slot(self._settings.concurrency):
+            ledger.reserve(price)
+            flight.sent = True
+            try:
+                content = await owner.client.composite(
+                    flight.request, _geotiff.most_bytes(flight.request)
+                )
+            except Failed as failed:
+                ledger.release(price, possibly=failed.charged)
+                raise
+            except BaseException:
+                ledger.release(price, possibly=True)
+                raise
+            ledger.settle(price)
+            owner.gate.answered()
+            return content
+
+    def _land(self, content: bytes, request: Request) -> tuple[Held, NDArray[np.int16]]:
+        """Spool, then verify and decode."""
+        spool, path, kept = self._shared.spool, None, "nowhere, since the disk refused them"
+        try:
+            path = spool.write(content, f"{request.date}")
+        except OSError as error:
+            # Paid pixels are not given up for a full disk: memory holds them.
+            self.notices.append(
+                f"the spool on disk refuses paid answers ({error.strerror}): they are held in "
+                "memory. Free space in the temporary folder, or set TMPDIR"
+            )
+        try:
+            image = _geotiff.read(content, request)
+        except UnexpectedImageError as error:
+            if path is not None:
+                kept = str(spool.set_aside(path))
+            failure = error.at(kept=kept)
+        else:
+            return self._booked(image, request, path, content), image.values
+        raise failure
+
+    def _booked(
+        self, image: _geotiff.Image, request: Request, path: Path | None, content: bytes
+    ) -> Held:
+        """Write the receipt of a verified answer."""
+        tags = image.tags
+        receipt = Receipt(
+            tags.get("IMAGE_DATE", ""),
+            tags.get("MODEL_VERSION", ""),
+            tags.get("IMAGE_VERSION", ""),
+            tags.get("CONSTELLATIONS", ""),
+            request.credits,
+            dt.datetime.now(dt.UTC),
+            request.fingerprint,
+        )
+        held = Held(request, receipt, path, None if path else content)
+        self._shared.spool.remember(held, image.values)
+        return held
+
+    def values(
+        self, held: Held, names: tuple[str, ...], fresh: NDArray[np.int16] | None
+    ) -> NDArray[np.int16]:
+        """Give layers of an answer, from memory or decoded again.
+
+        Returns
+        -------
+        ndarray of int16, shape (layers, y, x)
+            On the window of the answer's request.
+        """
+        values = self._shared.spool.recall(held) if fresh is None else fresh
+        if values is None:
+            values = _geotiff.read(held.read(), held.request).values
+            self._shared.spool.remember(held, values)
+        if names == held.request.layers:
+            return values
+        return values[[held.request.layers.index(name) for name in names]]
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run what needs a processor off the loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._shared.threads, work)
+
+
+async def _landed(flight: Flight) -> Held:
+    """Wait for a purchase; its error says where it happened."""
+    try:
+        return await flight.landed()
+    except ClearSkyError as error:
+        # A copy, since the same flight may fail several readers.
+        failure = error.at(date=str(flight.request.date), window=str(flight.pixels.window))
+    raise failure
