@@ -7,13 +7,14 @@ background loop.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
-from . import _clock
+from . import _clock, _loop
 from ._area import resolve_area
 from ._budget import Ledger
 from ._client import AccountInfo, Client, Timeouts
@@ -124,7 +125,21 @@ def process() -> Process:
     with _lock:
         if _process is None:
             _process = Process()
+            atexit.register(_close, _process, os.getpid())
         return _process
+
+
+def _close(shared: Process, pid: int) -> None:
+    """Close the connections when the process ends."""
+    if os.getpid() != pid:
+        return  # a forked child: they are its parent's
+
+    async def close() -> None:
+        for owner in shared.accounts.values():
+            await owner.client.close()
+
+    _loop.run(close())
+    _loop.stop()
 
 
 async def account(settings: Settings) -> Account:

@@ -130,10 +130,13 @@ use_cftime, decode_timedelta
     >>> dict(ds.sizes)
     {'time': 4, 'band': 10, 'y': 113, 'x': 79}
     """
-    cube = resolve(
-        area, time, bands=bands, indices=indices, resolution=resolution, crs=crs, like=like,
-        model=model, constellations=constellations, clip=clip, pixels=pixels,
-        allow_partial=allow_partial, api_key=api_key, base_url=base_url,
+    settings = resolve_settings(
+        api_key=api_key, base_url=base_url, concurrency=concurrency, on_lost=on_lost
+    )
+    cube = _resolve(
+        area, time, settings, bands=bands, indices=indices, resolution=resolution, crs=crs,
+        like=like, model=model, constellations=constellations, clip=clip, pixels=pixels,
+        allow_partial=allow_partial,
     )  # fmt: skip
     # A resolved cube, not the arguments: Dask's names then follow what the date search found.
     dataset = xr.open_dataset(

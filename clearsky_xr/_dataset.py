@@ -59,6 +59,10 @@ def to_dataset(cube: Cube, settings: Settings, info: AccountInfo, *, scaled: boo
             attrs={"long_name": f"({x} - {y}) / ({x} + {y})", "units": "1"},
         )  # fmt: skip
     dataset = xr.Dataset(variables, _coordinates(cube), _attributes(cube, info))
+    for coordinate in dataset.coords.values():
+        if coordinate.dtype.kind == "U":
+            # Text of any length on disk: Zarr v3 has no settled type for fixed-length text.
+            coordinate.encoding["dtype"] = object
     dataset.encoding["source"] = f"clearsky:{cube.fingerprint}"
     return dataset
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import pyproj
 import shapely
+from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
@@ -58,7 +59,9 @@ class Grid:
     @property
     def geobox(self) -> GeoBox:
         """The grid as an ``odc.geo`` GeoBox."""
-        return GeoBox.from_bbox(self.bounds(), f"EPSG:{self.epsg}", resolution=self.resolution)
+        left, _, _, top = self.bounds()
+        affine = Affine(self.resolution, 0, left, 0, -self.resolution, top)
+        return GeoBox(self.shape, affine, f"EPSG:{self.epsg}")
 
     def bounds(self, window: Window | None = None) -> tuple[float, float, float, float]:
         """Give left, bottom, right, top in metres, of a window or of the whole grid."""

@@ -54,6 +54,15 @@ async def join(work: Coroutine[Any, Any, T]) -> T:
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, background()))
 
 
+def stop() -> None:
+    """End the loop, when the process does."""
+    global _loop  # noqa: PLW0603
+    with _lock:
+        if _loop is not None:
+            _loop.call_soon_threadsafe(_loop.stop)
+            _loop = None
+
+
 def _after_fork() -> None:
     """Forget the parent's loop: its thread does not exist in the child."""
     global _loop, _lock

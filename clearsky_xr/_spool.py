@@ -144,6 +144,8 @@ class Holdings:
                 break
             if not wanted <= set(source.request.layers):
                 continue
+            if isinstance(source, Flight) and source.task.cancelling():
+                continue
             rest = missing.without(source.pixels)
             if rest is missing or (rest is not None and len(rest) == len(missing)):
                 continue
