@@ -152,7 +152,8 @@ def test_raw_numbers_and_undecoded_times(server: Server) -> None:
     assert len(paid(server)) == 4
 
 
-def test_zarr_round_trip_keeps_numbers_and_crs(ds: xr.Dataset, tmp_path: Path) -> None:
+def test_zarr_round_trip_keeps_numbers_and_crs(server: Server, tmp_path: Path) -> None:
+    ds = clearsky_xr.open_timeseries(FARM, SPRING, **access(server))
     ds.to_zarr(tmp_path / "cube.zarr", consolidated=False)
     back = xr.open_zarr(tmp_path / "cube.zarr", consolidated=False)
     raw = xr.open_zarr(tmp_path / "cube.zarr", mask_and_scale=False, consolidated=False)
@@ -164,6 +165,14 @@ def test_zarr_round_trip_keeps_numbers_and_crs(ds: xr.Dataset, tmp_path: Path) -
     assert back.rio.crs.to_epsg() == 32633
     assert "spatial_ref" in back.coords
     assert (back.time == ds.time).all()
+    assert list(back.common_name.values) == list(ds.common_name.values)
+
+
+def test_band_names_that_xarray_chunked_are_stored_as_text(ds: xr.Dataset, tmp_path: Path) -> None:
+    # xarray.open_dataset(chunks={}) turns even these few words into Dask arrays.
+    with pytest.warns(xr.SerializationWarning, match="loaded into memory"):
+        ds.drop_vars("reflectance").to_zarr(tmp_path / "cube.zarr", consolidated=False)
+    back = xr.open_zarr(tmp_path / "cube.zarr", consolidated=False)
     assert list(back.common_name.values) == list(ds.common_name.values)
 
 
