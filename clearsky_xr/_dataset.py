@@ -80,6 +80,8 @@ def _variable(
     packing = {"scale_factor": 1 / divisor, "_FillValue": np.int16(NODATA)}
     encoding: dict[str, Any] = {
         "grid_mapping": "spatial_ref",
+        # Named as a coordinate, too: plain open_zarr makes the CRS a data variable otherwise.
+        "coordinates": "spatial_ref",
         "preferred_chunks": preferred_chunks(cube, array.dims),
     }
     if scaled:
