@@ -1,0 +1,101 @@
+"""Handing an answer to the network, well or badly."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from aiohttp import web
+
+from .faults import Answer, Delivery
+
+#: Header of every answer: "synthetic" or "scenes".
+ORIGIN_HEADER: Final = "X-Clearsky-Sandbox"
+
+#: A bandwidth is kept in steps of about this many seconds.
+_STEP_S: Final = 0.02
+
+
+async def send(
+    request: web.Request,
+    answer: Answer,
+    delivery: Delivery,
+    origin: str,
+    finish: Callable[[int], None],
+) -> web.StreamResponse:
+    """Send an answer.
+
+    Parameters
+    ----------
+    request : web.Request
+        What is answered.
+    answer : Answer
+        Status 0 resets the connection.
+    delivery : Delivery
+        How.
+    origin : str
+        Value of the header that says sandbox.
+    finish : callable
+        Called once, with the number of bytes of the body that go out, before the last of
+        them is sent. Whatever the client does on having read the answer, it then finds the
+        ledger written and the connection free.
+
+    Returns
+    -------
+    web.StreamResponse
+        For aiohttp to finish.
+    """
+    response = web.StreamResponse(status=answer.status or 500, headers=dict(answer.headers))
+    response.content_type = answer.content_type
+    response.headers[ORIGIN_HEADER] = origin
+    if delivery.before:
+        await asyncio.sleep(delivery.before)
+    if answer.status == 0 or (delivery.cut and delivery.after_bytes is None):
+        finish(0)
+        if request.transport is not None:
+            request.transport.abort()
+        return response
+    body = answer.body
+    if delivery.chunked:
+        response.enable_chunked_encoding()
+    else:
+        response.content_length = len(body)
+    split = len(body) if delivery.after_bytes is None else min(delivery.after_bytes, len(body))
+    if not body:
+        finish(0)
+    await response.prepare(request)
+    if delivery.cut or delivery.stall:
+        await _write(response, body[:split], delivery.bandwidth)
+        await asyncio.sleep(delivery.stall)
+        if delivery.cut:
+            finish(split)
+            # Closed, not aborted: what was written still arrives, then the end too early. The
+            # end is sent explicitly, since closing says nothing while a forked child of this
+            # process holds a copy of the socket.
+            if request.transport is not None:
+                request.transport.write_eof()
+                request.transport.close()
+            return response
+        body = body[split:]
+    await _write(response, body[:-1], delivery.bandwidth)
+    if body:
+        finish(len(answer.body))
+        await response.write(body[-1:])
+    await response.write_eof()
+    return response
+
+
+async def _write(response: web.StreamResponse, body: bytes, bandwidth: float | None) -> None:
+    if bandwidth is None:
+        if body:
+            await response.write(body)
+        return
+    loop = asyncio.get_running_loop()
+    begin = loop.time()
+    step = max(1, int(bandwidth * _STEP_S))
+    for start in range(0, len(body), step):
+        await response.write(body[start : start + step])
+        # Against the clock, not per step, so that slow timers do not add up.
+        due = begin + min(start + step, len(body)) / bandwidth
+        await asyncio.sleep(max(0.0, due - loop.time()))
