@@ -68,6 +68,7 @@ class ClearSkyBackendEntrypoint(BackendEntrypoint):
         from ._dataset import to_dataset
         from ._open import account_info, resolve
         from ._settings import resolve_settings
+        from ._variable import CubeVariable
         from .errors import InvalidOptionError
 
         settings = resolve_settings(
@@ -111,6 +112,13 @@ class ClearSkyBackendEntrypoint(BackendEntrypoint):
             encoded,
             mask_and_scale=False,
             **{name: value for name, value in decoders.items() if value is not None},
+        )
+        names = [name for name in decoded.data_vars if name in encoded.data_vars]
+        decoded = decoded.assign(
+            {
+                name: CubeVariable(v.dims, v._data, v.attrs, v.encoding, fastpath=True)
+                for name, v in ((name, decoded[name].variable) for name in names)
+            }
         )
         decoded.encoding = encoded.encoding
         return decoded

@@ -20,10 +20,10 @@ from .errors import InvalidGridError
 #: Resolutions that the service offers, metres (contract, section 5.1).
 RESOLUTIONS: Final = (10, 20, 40, 80, 160, 320, 640, 1280)
 
-#: How near an edge must come to count as lying on it, pixels. Coordinates are
-#: commonly written with 7 decimals, a centimetre; without this tolerance an area
-#: that was drawn along pixel edges would buy a rim of pixels that it only touches.
-TOLERANCE: Final = 1e-3
+#: How near an edge must come to count as lying on it, pixels. An area that was drawn
+#: along pixel edges comes back from degrees with an error of 1e-9 m or so; without
+#: this tolerance it would buy a rim of pixels that it only touches.
+TOLERANCE: Final = 1e-5
 
 # A straight edge in degrees is cut into pieces of this length before it is
 # projected, since it bows in UTM by 0.03 m a km (contract, section 6.3).

@@ -37,7 +37,7 @@ def select(
         Metres.
     contained : bool, default False
         Take the pixels that lie wholly inside, instead of all that share some
-        surface with the area. A thousandth of a pixel more or less is let pass.
+        surface with the area. A hair more or less (`TOLERANCE`) is let pass.
 
     Returns
     -------

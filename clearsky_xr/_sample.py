@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -11,19 +11,13 @@ import pandas as pd
 import shapely
 import xarray as xr
 from numpy.typing import NDArray
-from xarray.core.indexing import LazilyIndexedArray
 
-from ._array import ClearSkyArray
 from ._grid import from_lonlat
+from ._variable import is_fresh
 from .errors import ClearSkyWarning, InputError
 
 Sampled = TypeVar("Sampled", xr.Dataset, xr.DataArray)
 
-# Dask layers through which an array still holds the cube's own values, so that
-# its labels tell which ones: opening, indexing, rechunking.
-_UNCHANGED: Final = ("original-open_dataset-", "open_dataset-", "getitem-", "rechunk-")
-# Bytes of a Dask chunk of points: Dask's own default size.
-_CHUNK_BYTES: Final = 128 * 2**20
 # What a DataArray is called while it is handled as a Dataset.
 _NAMELESS: Final = "<sampled>"
 _LON_LAT: Final = (("lon", "lat"), ("longitude", "latitude"))
@@ -143,53 +137,11 @@ def _locate(
 def _take(variable: xr.DataArray, index: dict[str, xr.Variable]) -> xr.DataArray:
     if not {"y", "x"} <= set(variable.dims):
         return variable
-    if variable.chunks is None:
-        return variable.isel(index)
-    lazy = _unchunked(variable)
-    if lazy is None:
+    if variable.chunks is not None and not is_fresh(variable.variable):
         warnings.warn(
             f"{variable.name!r} was computed from the cube, so that whole Dask chunks are bought "
             "to sample it. Sample first and compute afterwards.",
             ClearSkyWarning,
             stacklevel=3,
         )
-        return variable.isel(index)
-    taken = lazy.isel(index).transpose("point", ...)
-    rest = int(np.prod([n for dim, n in taken.sizes.items() if dim != "time"]))
-    size = max(1, _CHUNK_BYTES // max(1, rest * taken.dtype.itemsize))
-    from dask.base import tokenize
-
-    token = tokenize(variable.data.name, index["y"].values, index["x"].values)
-    return taken.copy(
-        data=taken.variable.chunk({"time": size}, name=f"sample-{variable.name}-{token}").data
-    )
-
-
-def _unchunked(variable: xr.DataArray) -> xr.DataArray | None:
-    """Find the lazy cube behind a Dask array, cut to the same labels; None if there is none."""
-    layers = variable.data.dask.layers
-    if not all(name.startswith(_UNCHANGED) for name in layers):
-        return None
-    origins = [name for name in layers if name.startswith("original-")]
-    if len(origins) != 1:
-        return None
-    array = layers[origins[0]][origins[0]]
-    while not isinstance(array, ClearSkyArray):
-        if not hasattr(array, "array"):
-            return None
-        array = array.array
-    labels: dict[Hashable, Any] = {
-        "time": pd.DatetimeIndex(array.cube.dates),
-        "band": pd.Index(array.cube.bands),
-        "y": array.cube.grid.geobox.coords["y"].values,
-        "x": array.cube.grid.geobox.coords["x"].values,
-    }
-    lazy = xr.Variable(array.dims, LazilyIndexedArray(array), variable.attrs, variable.encoding)
-    for dim in array.dims:
-        if dim not in variable.coords:
-            return None
-        found = pd.Index(labels[dim]).get_indexer(np.atleast_1d(variable.coords[dim].values))
-        if (found < 0).any():
-            return None
-        lazy = lazy.isel({dim: found if variable.coords[dim].ndim else int(found[0])})
-    return xr.DataArray(lazy, variable.coords, name=variable.name)
+    return variable.isel(index)

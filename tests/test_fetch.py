@@ -314,3 +314,60 @@ def test_disk_full_keeps_paid_pixels(server: Server, monkeypatch: pytest.MonkeyP
     second = lazy(server).reflectance.isel(x=slice(0, 40)).values
     np.testing.assert_array_equal(first, second)
     assert len(paid(server)) == 4
+
+
+def points(*values: int) -> xr.DataArray:
+    return xr.DataArray(list(values), dims="point")
+
+
+PUSHED: list[tuple[Callable[[xr.DataArray], xr.DataArray], int]] = [
+    (lambda a: a.sel(band="B8").isel(y=40, x=30), 4),
+    (lambda a: a.isel(time=slice(1, 3)).isel(y=40, x=slice(30, 32)).isel(time=-1), 1),
+    (lambda a: a.isel(y=[40, 42], x=slice(30, 32)).isel(x=[1, 0, 1]), 4),
+    (lambda a: a.isel(y=points(3, 40, 3), x=points(5, 6, 5)), 4),
+    (lambda a: a.isel(time=points(0, 2), y=points(3, 40), x=points(5, 6)), 2),
+    (lambda a: a.isel(band=[3, 1]).isel(y=points(3, 40), x=points(5, 6)).isel(point=[1, 0]), 4),
+    (lambda a: a.chunk(time=1).isel(time=0, y=slice(3, 5), x=slice(2)), 1),
+    (lambda a: a.isel(y=slice(20, 2, -4), x=3), 4),
+]
+
+
+@pytest.mark.parametrize("index", range(len(PUSHED)))
+def test_dask_hands_every_selection_down(serve, index: int) -> None:
+    select, requests = PUSHED[index]
+    reference = select(lazy(serve()).reflectance.load())
+    server = serve()
+    selected = select(lazy(server, chunks={}).reflectance)
+    assert type(selected.data).__module__.startswith("dask.array")
+    assert not server.downloads()
+    np.testing.assert_array_equal(selected.values, reference.values)
+    assert [e.credits for e in server.downloads()] == [0.01] * requests
+
+
+def test_a_changed_dask_array_is_not_looked_behind(server: Server) -> None:
+    ds = lazy(server, chunks={})
+    ds.reflectance[{"y": slice(0, 5)}] = 0.5
+    assert (ds.reflectance.isel(y=2, x=slice(3)) == 0.5).all()
+    kept = ds.reflectance.isel(y=7, x=3).persist()
+    before = len(server.downloads())
+    kept.isel(time=0).load()
+    assert len(server.downloads()) == before
+
+
+def test_plain_route_names_follow_the_dates(serve) -> None:
+    import datetime as dt
+
+    server = serve(end_date=dt.date(2025, 4, 12))
+
+    def name() -> str:
+        ds = xr.open_dataset(
+            FARM, engine="clearsky", time=SPRING, chunks={}, base_url=server.url, api_key=key
+        )
+        return str(ds.reflectance.data.name)
+
+    key, port = server.api_key, int(server.url.rpartition(":")[2])
+    before = name()
+    assert name() == before
+    server.close()
+    server = serve(port=port, api_key=key)  # the same place, where dates were added
+    assert name() != before

@@ -202,7 +202,7 @@ BAD_IMAGES = [
     (Fault.image("larger", lambda i: replace(i, pixels=np.pad(i.pixels, ((0, 0), (0, 1), (0, 0))))),
      errors.GridMismatchError, "size"),
     (Fault.garble("corrupt", lambda b: b[:200] + bytes(len(b) - 200)),
-     errors.UnexpectedImageError, ""),
+     errors.UnexpectedImageError, "image"),
     (Fault.garble("vrt", lambda b: b"II*\0" + b"<VRTDataset/>"), errors.UnexpectedImageError, "decoded"),
 ]  # fmt: skip
 

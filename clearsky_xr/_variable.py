@@ -1,0 +1,109 @@
+"""A variable that hands selections down to the cube, also when Dask is between them.
+
+Dask hands one selection down to the array that it was made from. A second one
+(``ds.sel(band="B8").isel(x=3, y=4)``) and a selection of points it applies to
+whole chunks, and every pixel of those chunks would be paid for.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Self
+
+import numpy as np
+import xarray as xr
+from xarray.core.indexing import ImplicitToExplicitIndexingAdapter, OuterIndexer
+
+from ._array import ClearSkyArray
+
+# Bytes of a chunk of scattered points: Dask's own default size.
+_CHUNK_BYTES: Final = 128 * 2**20
+
+
+class CubeVariable(xr.Variable):
+    """A variable of a cube: its indexing and rechunking ask the cube for less.
+
+    It has no state of its own: as long as its Dask array is fresh from the cube,
+    the lazy array is found in the graph. The Dask arrays are plain ones, and what
+    any other operation gives is a plain `xarray.Variable`.
+    """
+
+    __slots__ = ()
+
+    def __getitem__(self, key: Any) -> Self:
+        lazy = _behind(self._data)
+        if lazy is None:
+            return super().__getitem__(key)
+        taken = xr.Variable(self.dims, lazy)[key]
+        if not taken.size:
+            return super().__getitem__(key)
+        array: Any = self._data
+        chunks = {
+            dim: max(sizes)
+            for dim, sizes in zip(self.dims, array.chunks, strict=True)
+            if len(sizes) > 1
+        }
+        if "time" in taken.dims and not set(taken.dims) <= set(self.dims):
+            # All points of a date are one request, so only dates are divided.
+            chunks = {"time": _dates_in(taken)}
+        data = _dask_array(
+            taken._data,
+            tuple(min(n, chunks.get(dim, n)) for dim, n in taken.sizes.items()),
+            array.name,
+            key,
+        )
+        return self._replace(dims=taken.dims, data=data)
+
+    def chunk(self, *args: Any, **kwargs: Any) -> Self:
+        """Turn into a Dask array, or cut one anew, as `xarray.Variable.chunk` does.
+
+        xarray names the chunks of ``open_dataset(area, chunks={})`` after the
+        arguments alone: when the date search finds other dates, a live cluster
+        would answer with the pixels of the old ones. Here the names follow what
+        the cube asks for.
+        """
+        plain = super().chunk(*args, **kwargs)
+        lazy = self._data if _origin(self._data) else _behind(self._data)
+        if lazy is None or plain.data is self._data:
+            return plain
+        name = getattr(self._data, "name", plain.data.name)
+        return plain._replace(data=_dask_array(lazy, plain.data.chunks, name, plain.data.name))
+
+
+def is_fresh(variable: xr.Variable) -> bool:
+    """Say whether indexing a Dask variable still asks the cube for less."""
+    return isinstance(variable, CubeVariable) and _behind(variable._data) is not None
+
+
+def _origin(array: Any) -> ClearSkyArray | None:
+    """Look for our array under xarray's wrappers."""
+    while array is not None and not isinstance(array, ClearSkyArray):
+        array = getattr(array, "array", None)
+    return array
+
+
+def _behind(data: Any) -> Any:
+    """Find the lazy array that a Dask array was made from, if nothing else was done to it."""
+    layers = getattr(getattr(data, "dask", None), "layers", {})
+    key = f"original-{getattr(data, 'name', None)}"
+    if key not in layers:
+        return None
+    lazy = layers[key][key].array
+    return lazy if _origin(lazy) else None
+
+
+def _dask_array(lazy: Any, chunks: Any, name: str, *differs: Any) -> Any:
+    """Make a Dask array, named like the one that it comes from and by what differs."""
+    import dask.array as da
+    from dask.base import tokenize
+
+    return da.from_array(  # type: ignore[no-untyped-call]
+        ImplicitToExplicitIndexingAdapter(lazy, OuterIndexer),
+        chunks,
+        name=f"{name.rpartition('-')[0]}-{tokenize(name, differs, _origin(lazy))}",
+        meta=np.empty((0,) * lazy.ndim, lazy.dtype),
+    )
+
+
+def _dates_in(points: xr.Variable) -> int:
+    rest: int = points.size // points.sizes["time"]
+    return max(1, int(_CHUNK_BYTES // (rest * points.dtype.itemsize)))
