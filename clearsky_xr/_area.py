@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from numbers import Real
 from pathlib import Path
@@ -21,6 +22,9 @@ Area = shapely.Polygon | shapely.MultiPolygon
 # UTM is defined between these latitudes, degrees (EPSG area of use of 326zz and 327zz).
 _UTM_SOUTH: Final = -80.0
 _UTM_NORTH: Final = 84.0
+_WKT: Final = re.compile(
+    r"(SRID\s*=\s*4326\s*;\s*)?[A-Z]+\s*(Z|M|ZM)?\s*(\(|EMPTY$)", re.IGNORECASE
+)
 _FORMS: Final = (
     "Give (west, south, east, north) in degrees, GeoJSON (dict, text or file path), WKT, a shapely "
     "polygon, a GeoDataFrame or anything with __geo_interface__."
@@ -93,7 +97,7 @@ def _geometries(area: Any) -> Iterator[BaseGeometry]:
         yield from _from_frame(area)
     elif hasattr(area, "__geo_interface__"):
         yield from _from_geojson(area.__geo_interface__)
-    elif isinstance(area, Iterable):
+    elif isinstance(area, Iterable) and not (isinstance(area, np.ndarray) and area.ndim == 0):
         values = list(area)
         if len(values) != 4 or not all(isinstance(v, Real) for v in values):
             raise InvalidAreaError(f"cannot read {_short(area)} as an area", hint=_FORMS)
@@ -127,7 +131,7 @@ def _from_text(text: str) -> Iterator[BaseGeometry]:
         except json.JSONDecodeError as error:
             raise InvalidAreaError(f"the GeoJSON text is broken: {error}", hint=_FORMS) from None
         yield from _from_geojson(document)
-    elif "(" in stripped or stripped.upper().endswith("EMPTY"):
+    elif _WKT.match(stripped):
         try:
             yield shapely.from_wkt(stripped.rpartition(";")[2])
         except shapely.errors.GEOSException as error:
@@ -155,7 +159,10 @@ def _from_geojson(document: Any) -> Iterator[BaseGeometry]:
     if not isinstance(document, Mapping) or "type" not in document:
         raise InvalidAreaError("the GeoJSON has no 'type'", hint=_FORMS)
     if document["type"] == "FeatureCollection":
-        for feature in document.get("features") or ():
+        features = document.get("features") or []
+        if not isinstance(features, list | tuple):
+            raise InvalidAreaError("the 'features' of the GeoJSON are no list", hint=_FORMS)
+        for feature in features:
             yield from _from_geojson(feature)
     elif document["type"] == "Feature":
         if document.get("geometry") is not None:
@@ -169,13 +176,15 @@ def _from_geojson(document: Any) -> Iterator[BaseGeometry]:
 
 def _from_frame(frame: Any) -> Iterator[BaseGeometry]:
     """Read a GeoDataFrame, a GeoSeries, or an ``odc.geo`` geometry: things with a CRS."""
-    if frame.crs is None:
+    # A GeoDataFrame without a geometry column has no attribute crs either.
+    if getattr(frame, "crs", None) is None:
         raise InvalidAreaError(
-            f"the {type(frame).__name__} has no CRS",
+            f"the {type(frame).__name__} has no geometry with a CRS",
             hint="Say which it is, for example frame.set_crs(4326).",
         )
     frame = frame.to_crs("EPSG:4326")
-    yield from [frame.geom] if hasattr(frame, "geom") else frame.geometry
+    # A table may have a column "geom" as well; only a single geometry has no "geometry".
+    yield from frame.geometry if hasattr(frame, "geometry") else [frame.geom]
 
 
 def _polygons(geometries: Iterable[BaseGeometry | None]) -> Iterator[Area]:
@@ -190,8 +199,9 @@ def _polygons(geometries: Iterable[BaseGeometry | None]) -> Iterator[Area]:
                     hint="Only polygons can be bought; give points and lines a buffer. For values "
                     "at points open an area around them and use clearsky_xr.sample.",
                 )
-            found = True
-            yield shapely.force_2d(part)
+            if not part.is_empty:
+                found = True
+                yield shapely.force_2d(part)
     if not found:
         raise InvalidAreaError("the area is empty: it holds no polygon", hint=_FORMS)
 
@@ -199,7 +209,10 @@ def _polygons(geometries: Iterable[BaseGeometry | None]) -> Iterator[Area]:
 def _check_coordinates(part: Area) -> None:
     xy = shapely.get_coordinates(part)
     if not np.isfinite(xy).all():
-        raise InvalidAreaError("the polygon holds a coordinate that is not finite")
+        raise InvalidAreaError(
+            "the polygon holds a coordinate that is not finite",
+            hint="Coordinates are degrees; a projection far outside its zone gives infinities.",
+        )
     (west, south), (east, north) = xy.min(axis=0), xy.max(axis=0)
     if west >= -180 and east <= 180 and south >= -90 and north <= 90:
         return

@@ -96,6 +96,11 @@ _ALIASES: Final[Mapping[str, str]] = {
     "swir1": "B11",
     "swir2": "B12",
 }
+# Variables and coordinates of every cube.
+_RESERVED: Final = frozenset(
+    {"reflectance", "time", "band", "y", "x", "spatial_ref", "common_name", "band_name"}
+    | {"wavelength", "bandwidth"}
+)
 _BAND_ID = re.compile(r"B0*(\d{1,2})(A?)", re.IGNORECASE)
 _INDEX = re.compile(r"\[\s*(\w+?)\s*_\s*(\w+)\s*\]")
 
@@ -213,6 +218,11 @@ def resolve_indices(
         indices = [name.strip() for name in indices.split(",")]
     if isinstance(indices, Mapping):
         pairs = dict(indices)
+    elif not isinstance(indices, Iterable):
+        raise InvalidBandError(
+            f"indices must be names or pairs by name, got {type(indices).__name__}",
+            hint='Examples: indices="ndvi", indices={"mine": ("B8", "B5")}.',
+        )
     else:
         pairs = {}
         for name in indices:
@@ -227,12 +237,13 @@ def resolve_indices(
             pairs[str(name).lower()] = INDICES[str(name).lower()]
     resolved = []
     for name, pair in pairs.items():
-        if not isinstance(name, str) or not name.isidentifier() or name == "reflectance":
+        if not isinstance(name, str) or not name.isidentifier() or name in _RESERVED:
             raise InvalidBandError(
                 f"{name!r} cannot name an index variable",
-                hint="Use a name of letters, digits and underscores, other than 'reflectance'.",
+                hint="Use letters, digits and underscores, and none of the names of the cube: "
+                f"{', '.join(sorted(_RESERVED))}.",
             )
-        if isinstance(pair, str) or len(pair) != 2:
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
             raise InvalidBandError(
                 f"index {name!r} must be a pair of bands, got {pair!r}",
                 hint='For (B8 - B5) / (B8 + B5) write {"mine": ("B8", "B5")}.',

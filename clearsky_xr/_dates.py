@@ -13,7 +13,8 @@ import pandas as pd
 
 from .errors import InvalidTimeError
 
-_ISO: Final = re.compile(r"\d{4}(-\d{1,2}(-\d{1,2})?)?")
+_ISO: Final = re.compile(r"\d{4}(-\d{1,2}(-\d{1,2})?)?|\d{8}")
+_ISO_TIME: Final = re.compile(r"\d{4}-\d{2}-\d{2}[T ]\d{2}\S*")
 _FORMS: Final = (
     'Give ("2025-04-01", "2025-09-30"), slice("2025-04", "2025-09"), "2025-06", '
     '"2025-04-01/2025-09-30" or a list of days.'
@@ -67,7 +68,7 @@ def resolve_time(time: Any, *, today: dt.date | None = None) -> DateRange | tupl
         return _range(*time)
     if isinstance(time, str | dt.date | np.datetime64):
         return _range(time, time)
-    if not isinstance(time, Iterable):
+    if not isinstance(time, Iterable) or (isinstance(time, np.ndarray) and time.ndim == 0):
         raise InvalidTimeError(f"cannot read a {type(time).__name__} as time", hint=_FORMS)
     days = tuple(sorted({_listed(value) for value in time}))
     if not days:
@@ -104,6 +105,13 @@ def _listed(value: Any) -> dt.date:
 def _span(value: Any) -> tuple[dt.date, dt.date]:
     """Give the first and the last day that a value names."""
     text = value.strip() if isinstance(value, str) else value
+    readable = (
+        _ISO.fullmatch(text) or _ISO_TIME.fullmatch(text)
+        if isinstance(text, str)
+        else (isinstance(text, dt.date | np.datetime64))
+    )
+    if not readable:
+        raise InvalidTimeError(f"cannot read {value!r} as a date", hint=_FORMS)
     try:
         if isinstance(text, str) and _ISO.fullmatch(text):
             period = pd.Period(text)

@@ -64,7 +64,8 @@ def outline(pixels: PixelSet, epsg: int, resolution: int) -> Area:
 
 def wkt(geometry: Area) -> str:
     """Write a geometry as WKT with 7 decimals."""
-    return str(shapely.to_wkt(geometry, rounding_precision=_DIGITS, trim=True))
+    # Untrimmed, since trimmed numbers near zero are written as 5.44e-5.
+    return str(shapely.to_wkt(geometry, rounding_precision=_DIGITS, trim=False))
 
 
 def area_km2(geometry: Area) -> float:

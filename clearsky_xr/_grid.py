@@ -121,7 +121,9 @@ def resolve_grid(area: Area, *, resolution: Any, crs: Any, like: Any) -> Grid:
             raise InvalidGridError("the grid of like= lies beside the area")
         return grid
     return covering(
-        area, utm_epsg(area) if _is_auto(crs) else _utm(crs), _offered(resolution or 10)
+        area,
+        utm_epsg(area) if _is_auto(crs) else _utm(crs),
+        _offered(10 if resolution is None else resolution),
     )
 
 

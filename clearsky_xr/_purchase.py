@@ -272,7 +272,13 @@ class Buyer:
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run what needs a processor off the loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._shared.threads, work)
+        try:
+            done = asyncio.get_running_loop().run_in_executor(self._shared.threads, work)
+        except RuntimeError:
+            # The main thread has ended and pools take no more work, but another thread is still
+            # reading: what it has paid for must land.
+            return work()
+        return await done
 
 
 async def _landed(flight: Flight) -> Held:

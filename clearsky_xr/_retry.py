@@ -113,7 +113,7 @@ class Retry:
         """
         seen = self._seen[failed.outcome] = self._seen.get(failed.outcome, 0) + 1
         # The jitter keeps requests that failed together from coming back together.
-        pause = min(self.policy.cap, self.policy.base * 2.0 ** (seen - 1))
+        pause = min(self.policy.cap, self.policy.base * 2.0 ** min(seen - 1, 30))
         pause *= random.uniform(0.5, 1.0)  # noqa: S311  no secret
         if failed.retry_after is not None:
             pause = failed.retry_after + pause / 2
@@ -152,5 +152,5 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
             else dt.datetime.now(dt.UTC)
         )
         return max(0.0, (then - now).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None

@@ -168,7 +168,7 @@ class _Points:
         own: dict[int, int | None] = {}  # axis kept apart -> its dimension, if it has one
         for a in (0, 1):
             others = set().union(*(dims for b, dims in wide.items() if b != a))
-            if a in arrays and len(wide[a]) <= 1 and not wide[a] & others:
+            if a in arrays and 0 not in lead and len(wide[a]) <= 1 and not wide[a] & others:
                 own[a] = next(iter(wide[a]), None)
         dims = [d for d in range(len(lead)) if d not in own.values()]
         spread = [a for a in (2, 3) if a not in arrays]  # one of y and x may be a slice

@@ -147,8 +147,11 @@ def _checked_url(url: Any) -> str:
         raise InvalidOptionError(f"base_url must be text, got {type(url).__name__}")
     if url.strip().lower() == SANDBOX:
         return SANDBOX
+    text = url.strip()
+    if not re.fullmatch(r"[\x21-\x7e]+", text):  # urlsplit would drop line breaks silently
+        raise InvalidOptionError("base_url is not a URL")
     try:
-        parts = urlsplit(url.strip())
+        parts = urlsplit(text)
         port = parts.port
     except ValueError:
         raise InvalidOptionError("base_url is not a URL") from None
@@ -158,13 +161,13 @@ def _checked_url(url: Any) -> str:
         )
     if parts.scheme not in ("https", "http") or not parts.hostname:
         raise InvalidOptionError(
-            f"base_url={url!r} is not an http(s) URL", hint=f'Give {SERVICE!r} or "sandbox".'
+            "base_url is not an http(s) URL", hint=f'Give {SERVICE!r} or "sandbox".'
         )
     if parts.query or parts.fragment:
         raise InvalidOptionError("base_url holds a query or a fragment")
     if parts.scheme == "http" and not _is_loopback(parts.hostname):
         raise InvalidOptionError(
-            f"base_url={url!r} would send the API key in clear text",
+            f"base_url={parts.scheme}://{parts.hostname} would send the API key in clear text",
             hint="Use https://; plain http:// is for this machine only.",
         )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname

@@ -49,7 +49,6 @@ class CubeVariable(xr.Variable):
             taken._data,
             tuple(min(n, chunks.get(dim, n)) for dim, n in taken.sizes.items()),
             array.name,
-            key,
         )
         return self._replace(dims=taken.dims, data=data)
 
@@ -66,7 +65,7 @@ class CubeVariable(xr.Variable):
         if lazy is None or plain.data is self._data:
             return plain
         name = getattr(self._data, "name", plain.data.name)
-        return plain._replace(data=_dask_array(lazy, plain.data.chunks, name, plain.data.name))
+        return plain._replace(data=_dask_array(lazy, plain.data.chunks, name))
 
 
 def is_fresh(variable: xr.Variable) -> bool:
@@ -91,15 +90,20 @@ def _behind(data: Any) -> Any:
     return lazy if _origin(lazy) else None
 
 
-def _dask_array(lazy: Any, chunks: Any, name: str, *differs: Any) -> Any:
-    """Make a Dask array, named like the one that it comes from and by what differs."""
+def _dask_array(lazy: Any, chunks: Any, name: str) -> Any:
+    """Make a Dask array, named after an earlier one and by what it asks the cube for."""
     import dask.array as da
     from dask.base import tokenize
 
+    asked = [_origin(lazy), chunks]
+    wrapper = lazy
+    while wrapper is not None:
+        asked.append(getattr(getattr(wrapper, "key", None), "tuple", None))
+        wrapper = getattr(wrapper, "array", None)
     return da.from_array(  # type: ignore[no-untyped-call]
         ImplicitToExplicitIndexingAdapter(lazy, OuterIndexer),
         chunks,
-        name=f"{name.rpartition('-')[0]}-{tokenize(name, differs, _origin(lazy))}",
+        name=f"{name.rpartition('-')[0]}-{tokenize(asked)}",
         meta=np.empty((0,) * lazy.ndim, lazy.dtype),
     )
 

@@ -34,6 +34,8 @@ def demo(output: Path) -> None:
         raise click.ClickException(
             "the picture needs matplotlib: pip install 'clearsky-xr[plot]'"
         ) from None
+    if not output.resolve().parent.is_dir():
+        raise click.ClickException(f"there is no folder {output.parent}")
     from ._demo import run
 
     run(output)
