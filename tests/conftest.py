@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import clearsky_xr
-from clearsky_xr import _clock
+from clearsky_xr import _account, _clock
+from clearsky_xr._budget import Ledger
 from clearsky_xr.sandbox import LedgerEntry, Server
 
 # A quiet corner of the synthetic landscape: fields only, near the zone's middle.
@@ -23,6 +24,12 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the key and the address of whoever runs the tests out of them."""
     monkeypatch.delenv("CLEARSKY_API_KEY", raising=False)
     monkeypatch.delenv("CLEARSKY_BASE_URL", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def own_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test spend from nothing: the allowance for lost downloads is the process's."""
+    monkeypatch.setattr(_account.process(), "ledger", Ledger())
 
 
 @pytest.fixture

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import xarray as xr
 
 import clearsky_xr
 from clearsky_xr import _account, errors
 from clearsky_xr._client import Timeouts
 from clearsky_xr.sandbox import Fault, Server
+from clearsky_xr.sandbox.faults import Image
 
 from .conftest import FARM, access, credits_of, paid
 
@@ -189,6 +191,24 @@ def test_dear_downloads_are_not_repeated(serve) -> None:
     assert len(server.downloads()) == 1
 
 
+def east(image: Image) -> Image:
+    """Move an image by one pixel: on the lattice, but not where it belongs."""
+    a, b, c, d, e, f = image.transform[:6]
+    return replace(image, transform=rasterio.Affine(a, b, c + a, d, e, f))
+
+
+def larger(image: Image) -> Image:
+    return replace(image, pixels=np.pad(image.pixels, ((0, 0), (0, 1), (0, 0))))
+
+
+def corrupt(content: bytes) -> bytes:
+    return content[:200] + bytes(len(content) - 200)
+
+
+def another_format(_: bytes) -> bytes:
+    return b"II*\0" + b"<VRTDataset/>"
+
+
 BAD_IMAGES = [
     (Fault.half_pixel(), errors.GridMismatchError, "not on a multiple"),
     (Fault.crs(32632), errors.GridMismatchError, "EPSG:32632, expected EPSG:32633"),
@@ -197,14 +217,11 @@ BAD_IMAGES = [
     (Fault.dtype("float32"), errors.UnexpectedImageError, "data type"),
     (Fault.nodata(0), errors.UnexpectedImageError, "no-data"),
     (Fault.tag("IMAGE_DATE", "20250402"), errors.UnexpectedImageError, "IMAGE_DATE"),
-    (Fault.image("shifted", lambda i: replace(i, transform=i.transform @ i.transform.translation(1, 0))),
-     errors.GridMismatchError, "place"),
-    (Fault.image("larger", lambda i: replace(i, pixels=np.pad(i.pixels, ((0, 0), (0, 1), (0, 0))))),
-     errors.GridMismatchError, "size"),
-    (Fault.garble("corrupt", lambda b: b[:200] + bytes(len(b) - 200)),
-     errors.UnexpectedImageError, "image"),
-    (Fault.garble("vrt", lambda b: b"II*\0" + b"<VRTDataset/>"), errors.UnexpectedImageError, "decoded"),
-]  # fmt: skip
+    (Fault.image("moved", east), errors.GridMismatchError, "place"),
+    (Fault.image("larger", larger), errors.GridMismatchError, "size"),
+    (Fault.garble("corrupt", corrupt), errors.UnexpectedImageError, "image"),
+    (Fault.garble("vrt", another_format), errors.UnexpectedImageError, "decoded"),
+]
 
 
 @pytest.mark.parametrize(
