@@ -128,7 +128,7 @@ use_cftime, decode_timedelta
     ...     (15.05, 46.05, 15.06, 46.06), ("2025-04-01", "2025-04-20"), base_url="sandbox"
     ... )
     >>> dict(ds.sizes)
-    {'time': 4, 'band': 10, 'y': 113, 'x': 79}
+    {'time': 4, 'band': 10, 'y': 112, 'x': 79}
     """
     settings = resolve_settings(
         api_key=api_key, base_url=base_url, concurrency=concurrency, on_lost=on_lost

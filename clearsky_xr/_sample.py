@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -69,7 +69,10 @@ def sample(obj: Sampled, points: Any) -> Sampled:
         "x": xr.Variable("point", cols),
     }
     taken = xr.Dataset(
-        {name: _take(variable, index) for name, variable in whole.data_vars.items()},
+        {
+            name: _take(variable, index, obj.name if isinstance(obj, xr.DataArray) else name)
+            for name, variable in whole.data_vars.items()
+        },
         attrs=whole.attrs,
     )
     taken = taken.assign_coords(point=labels).transpose("point", ...)
@@ -134,12 +137,12 @@ def _locate(
     return rows.astype(np.intp), cols.astype(np.intp)
 
 
-def _take(variable: xr.DataArray, index: dict[str, xr.Variable]) -> xr.DataArray:
+def _take(variable: xr.DataArray, index: dict[str, xr.Variable], name: Hashable) -> xr.DataArray:
     if not {"y", "x"} <= set(variable.dims):
         return variable
     if variable.chunks is not None and not is_fresh(variable.variable):
         warnings.warn(
-            f"{variable.name!r} was computed from the cube, so that whole Dask chunks are bought "
+            f"{name!r} was computed from the cube, so that whole Dask chunks are bought "
             "to sample it. Sample first and compute afterwards.",
             ClearSkyWarning,
             stacklevel=3,

@@ -7,7 +7,6 @@ process: a private temporary folder, emptied when the process ends.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import os
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Final
 
@@ -223,7 +223,9 @@ class Spool:
             if self._folder is None:
                 # mkdtemp makes it readable by this user only.
                 self._folder = Path(tempfile.mkdtemp(prefix="clearsky-spool-"))
-                atexit.register(_sweep, self._folder, os.getpid())
+                # Not atexit: children of multiprocessing leave by os._exit, and run only this.
+                # In other processes multiprocessing itself runs it at the end.
+                Finalize(None, _sweep, (self._folder, os.getpid()), exitpriority=0)
             self._count += 1
             return self._folder / f"{self._count:08d}-{name}.tif"
 

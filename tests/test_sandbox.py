@@ -539,7 +539,7 @@ def test_a_forked_child_gets_an_embedded_server_of_its_own():
     # In a process of its own, because forking one with threads is what is tried here.
     root = Path(__file__).resolve().parents[1]
     command = [sys.executable, "-c", FORK]
-    done = subprocess.run(command, cwd=root, timeout=60, check=False)  # noqa: S603  # our own
+    done = subprocess.run(command, cwd=root, timeout=60, check=False)  # our own
     assert done.returncode == 0
 
 

@@ -63,14 +63,26 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Tamper:
-    """Change the raster before it is written. The download is charged."""
+    """Change the raster before it is written. The download is charged.
+
+    Parameters
+    ----------
+    change : callable
+        Gives the changed one.
+    """
 
     change: Callable[[Image], Image]
 
 
 @dataclass(frozen=True, slots=True)
 class Garble:
-    """Change the bytes of a successful answer. The download is charged."""
+    """Change the bytes of a successful answer. The download is charged.
+
+    Parameters
+    ----------
+    change : callable
+        Gives the changed one.
+    """
 
     change: Callable[[bytes], bytes]
 

@@ -1,0 +1,109 @@
+"""User code that mypy checks as strictly as it can; it is never run.
+
+A call that the types must refuse carries an ignore: if they accepted it, mypy
+would complain of an unused one.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import assert_type
+
+import pandas as pd
+import shapely
+import xarray as xr
+
+import clearsky_xr
+from clearsky_xr import Cube, errors
+from clearsky_xr.sandbox import Account, Fault, LedgerEntry, Order, Server, serve
+
+AREA = (15.05, 46.05, 15.06, 46.06)
+
+
+def opening() -> None:
+    ds = clearsky_xr.open_timeseries(AREA, ("2025-04-01", "2025-09-30"))
+    assert_type(ds, xr.Dataset)
+    clearsky_xr.open_timeseries(
+        shapely.box(*AREA),
+        [dt.date(2025, 4, 1), pd.Timestamp("2025-04-06")],
+        bands=["red", "nir"],
+        indices={"mine": ("B8", "B5")},
+        resolution=20,
+        crs=32633,
+        model="Stratus2",
+        constellations=["Sentinel2"],
+        clip=False,
+        pixels="contained",
+        allow_partial=True,
+        concurrency=2,
+        on_lost="raise",
+        api_key="key",
+        base_url="sandbox",
+        chunks={"time": 1},
+        cache=False,
+        drop_variables="mine",
+        mask_and_scale=False,
+    )
+    clearsky_xr.open_timeseries(Path("field.geojson"), slice("2025-04", None), bands="rgb")
+    clearsky_xr.open_timeseries(AREA, "2025-06", bands=None, indices="ndvi", chunks=None)
+
+
+def refused() -> None:
+    clearsky_xr.open_timeseries(AREA)  # type: ignore[call-arg]
+    clearsky_xr.open_timeseries(AREA, "2025-06", "rgb")  # type: ignore[call-arg]
+    clearsky_xr.open_timeseries(AREA, "2025-06", band="rgb")  # type: ignore[call-arg]
+    clearsky_xr.open_timeseries(AREA, "2025-06", bands=4)  # type: ignore[arg-type]
+    clearsky_xr.open_timeseries(AREA, "2025-06", pixels="touching")  # type: ignore[arg-type]
+    clearsky_xr.open_timeseries(AREA, "2025-06", on_lost="ignore")  # type: ignore[arg-type]
+    clearsky_xr.open_timeseries(AREA, "2025-06", resolution="10m")  # type: ignore[arg-type]
+    clearsky_xr.open_timeseries(AREA, "2025-06", clip="yes")  # type: ignore[arg-type]
+    clearsky_xr.open_timeseries(AREA, "2025-06", api_key=b"key")  # type: ignore[arg-type]
+    clearsky_xr.sample("dataset", [(15.052, 46.053)])  # type: ignore[type-var]
+
+
+def cubes() -> None:
+    cube = clearsky_xr.resolve(AREA, "2025-06", indices=["ndvi", "ndmi"])
+    assert_type(cube, Cube)
+    assert_type(cube.dates, tuple[dt.date, ...])
+    assert_type(cube.bands, tuple[str, ...])
+    assert_type(cube.layers, tuple[str, ...])
+    assert_type(cube.fingerprint, str)
+    cube.dates = ()  # type: ignore[misc]
+
+
+def sampling(ds: xr.Dataset, table: pd.DataFrame) -> None:
+    assert_type(clearsky_xr.sample(ds, table), xr.Dataset)
+    assert_type(clearsky_xr.sample(ds["ndvi"], [(15.052, 46.053)]), xr.DataArray)
+
+
+def money() -> None:
+    spent = clearsky_xr.spent()
+    assert_type(spent.settled, float)
+    assert_type(spent.requests, int)
+
+
+def handling() -> None:
+    try:
+        clearsky_xr.open_timeseries(AREA, "2025-06")
+    except errors.InputError as error:
+        assert_type(error.hint, str)
+        _as_value_error: ValueError = error
+    except errors.ClearSkyError as error:
+        assert_type(error.kind, str)
+        assert_type(error.spent, str)
+
+
+def emulating() -> None:
+    with serve(max_connections=2, orders=[Order(model="Stratus2")]) as server:
+        assert_type(server, Server)
+        assert_type(server.url, str)
+        assert_type(server.api_key, str)
+        assert_type(server.ledger(), list[LedgerEntry])
+        assert_type(server.peak_in_flight, int)
+        assert_type(server.ledger()[0].credits, float)
+        server.inject(Fault.status(503, times=2))
+    with clearsky_xr.sandbox.serve(accounts=[Account()], faults=[Fault.lost().on(first=3)]):
+        pass
+    serve(billing="weight")  # type: ignore[arg-type]
+    serve(2)  # type: ignore[call-arg]
