@@ -31,6 +31,9 @@ T = TypeVar("T")
 #: Connections if the account does not say: the service's first paid plan (contract, section 9).
 _CONNECTIONS: Final = 4
 
+# More than this one process cannot make use of, whatever the account says.
+_MOST_CONNECTIONS: Final = 256
+
 TIMEOUTS = Timeouts()
 POLICY = Policy()
 
@@ -58,8 +61,16 @@ class Account:
         async with self._asking:
             if self._info is None:
                 self._info = await self._free(self.client.account)
-                self.gate.limit_to(self._info.connections or _CONNECTIONS)
+                self.gate.limit_to(min(self._info.connections or _CONNECTIONS, _MOST_CONNECTIONS))
             return self._info
+
+    def refused(self, pause: float | None) -> None:
+        """Take note of a 429 or a 1003, and let the whole account pause if that makes sense.
+
+        A pause beyond the deadline fails the request at once. If it held the gate
+        as well, everything after it would hang without a word.
+        """
+        self.gate.refused(None if pause is None or pause > self.policy.deadline else pause)
 
     async def search(self, body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Search dates; free."""
@@ -93,7 +104,7 @@ class Account:
             except Failed as failed:
                 failure = failed
             if failure.outcome is Outcome.REFUSED:
-                self.gate.refused(failure.retry_after)
+                self.refused(failure.retry_after)
             now = _clock.monotonic()
             began = now if began is None else began
             await _clock.sleep(retry.wait(failure, now - began))

@@ -101,7 +101,7 @@ def refuse(answer: Answer) -> Mapping[str, Any] | None:
     """Read the envelope, or the framework's problem document; raise if it says no."""
     try:
         document = json.loads(answer.content)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     if not isinstance(document, Mapping):
         raise unexpected(f"the service answered no JSON: {excerpt(answer.content)}")
@@ -112,12 +112,12 @@ def refuse(answer: Answer) -> Mapping[str, Any] | None:
         raise _rejected(
             answer.status,
             None if code is None else int(code),
-            _clean(failure.get("Message", "no message")),
+            clean(failure.get("Message", "no message")),
             document.get("Data"),
             wait=retry_after(answer.headers),
         )
     if "errors" in document and "title" in document:
-        raise _rejected(answer.status, None, _clean(document["title"]), document["errors"])
+        raise _rejected(answer.status, None, clean(document["title"]), document["errors"])
     return document
 
 
@@ -125,7 +125,7 @@ def _rejected(
     status: int, code: int | None, message: str, fields: Any, *, wait: float | None = None
 ) -> Failed:
     named = (
-        {_clean(name): _clean(texts) for name, texts in fields.items()}
+        {clean(name): clean(texts) for name, texts in fields.items()}
         if isinstance(fields, Mapping)
         else {}
     )
@@ -161,20 +161,22 @@ def unreachable(url: str, error: Exception, *, untrusted: bool) -> Failed:
     return Failed(
         Outcome.REJECTED if untrusted else Outcome.UNREACHABLE,
         errors.ServiceUnavailableError(
-            f"cannot connect to {url}: {type(error).__name__}: {_clean(error)}",
+            f"cannot connect to {url}: {type(error).__name__}: {clean(error)}",
             hint="Check the network and base_url=. Nothing was sent.",
+            spent="no",
         ),
     )
 
 
 def lost(path: str, error: BaseException, *, paid: bool) -> Failed:
-    cause = "it took too long" if isinstance(error, TimeoutError) else _clean(error)
+    cause = "it took too long" if isinstance(error, TimeoutError) else clean(error)
     if not paid:
         return Failed(
             Outcome.TRANSIENT,
             errors.ServiceUnavailableError(
                 f"{path} gave no complete answer: {type(error).__name__}: {cause}",
                 hint="This call is free; try again later.",
+                spent="no",
             ),
         )
     return Failed(
@@ -201,15 +203,20 @@ def unexpected(message: str, *, hint: str = "", **details: Any) -> Failed:
 
 
 def number(value: Any) -> float | None:
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if usable else None
+    """Read a JSON number; None for anything else."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer of hundreds of digits
+        return None
 
 
 def excerpt(content: bytes) -> str:
-    return _clean(content[: 4 * _EXCERPT].decode("utf-8", "replace"))
+    return clean(content[: 4 * _EXCERPT].decode("utf-8", "replace"))
 
 
-def _clean(text: Any) -> str:
+def clean(text: Any) -> str:
     """Make a server's text safe to print: one short line without control characters."""
     if isinstance(text, list):
         text = "; ".join(str(part) for part in text[:10])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, Final
@@ -97,7 +97,7 @@ def _geometries(area: Any) -> Iterator[BaseGeometry]:
         yield from _from_frame(area)
     elif hasattr(area, "__geo_interface__"):
         yield from _from_geojson(area.__geo_interface__)
-    elif isinstance(area, Iterable) and not (isinstance(area, np.ndarray) and area.ndim == 0):
+    elif isinstance(area, Sequence) or (isinstance(area, np.ndarray) and area.ndim == 1):
         values = list(area)
         if len(values) != 4 or not all(isinstance(v, Real) for v in values):
             raise InvalidAreaError(f"cannot read {_short(area)} as an area", hint=_FORMS)
@@ -128,13 +128,13 @@ def _from_text(text: str) -> Iterator[BaseGeometry]:
     if stripped.startswith("{"):
         try:
             document = json.loads(stripped)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidAreaError(f"the GeoJSON text is broken: {error}", hint=_FORMS) from None
         yield from _from_geojson(document)
     elif _WKT.match(stripped):
         try:
             yield shapely.from_wkt(stripped.rpartition(";")[2])
-        except shapely.errors.GEOSException as error:
+        except (shapely.errors.GEOSException, NotImplementedError) as error:
             raise InvalidAreaError(f"the WKT is broken: {error}", hint=_FORMS) from None
     else:
         yield from _from_file(Path(stripped))
@@ -147,7 +147,7 @@ def _from_file(path: Path) -> Iterator[BaseGeometry]:
         raise InvalidAreaError(
             f"cannot read the area file {str(path)!r}: {error.strerror}", hint=_FORMS
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InvalidAreaError(
             f"{str(path)!r} is not GeoJSON",
             hint="Open other formats with geopandas.read_file and pass the GeoDataFrame.",
@@ -158,20 +158,33 @@ def _from_file(path: Path) -> Iterator[BaseGeometry]:
 def _from_geojson(document: Any) -> Iterator[BaseGeometry]:
     if not isinstance(document, Mapping) or "type" not in document:
         raise InvalidAreaError("the GeoJSON has no 'type'", hint=_FORMS)
+    crs = document.get("crs")
+    if crs is not None and not re.search(r"(4326|CRS84)\D*$", str(crs)):
+        raise InvalidAreaError(
+            f"the GeoJSON says that it is in another CRS: {_short(crs)}",
+            hint="GeoJSON is in degrees; open it with geopandas.read_file, which reprojects it.",
+        )
     if document["type"] == "FeatureCollection":
         features = document.get("features") or []
         if not isinstance(features, list | tuple):
             raise InvalidAreaError("the 'features' of the GeoJSON are no list", hint=_FORMS)
         for feature in features:
-            yield from _from_geojson(feature)
+            yield from _from_feature(feature)
     elif document["type"] == "Feature":
-        if document.get("geometry") is not None:
-            yield from _from_geojson(document["geometry"])
+        yield from _from_feature(document)
     else:
         try:
             yield shape(dict(document))
         except Exception as error:  # noqa: BLE001  shapely raises whatever the broken nesting leads to
             raise InvalidAreaError(f"the GeoJSON is broken: {error}", hint=_FORMS) from None
+
+
+def _from_feature(feature: Any) -> Iterator[BaseGeometry]:
+    geometry = feature.get("geometry") if isinstance(feature, Mapping) else feature
+    if isinstance(geometry, Mapping) and geometry.get("type") in ("Feature", "FeatureCollection"):
+        raise InvalidAreaError("the GeoJSON nests features in features", hint=_FORMS)
+    if geometry is not None:
+        yield from _from_geojson(geometry)
 
 
 def _from_frame(frame: Any) -> Iterator[BaseGeometry]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable
 from typing import Any
 
@@ -14,9 +13,9 @@ from xarray.core import indexing
 from . import _loop
 from ._cube import Cube
 from ._fetch import Fetched, fetch
+from ._notices import warn
 from ._selection import Pointwise, Selection, read_key
 from ._settings import Settings
-from .errors import ClearSkyWarning
 
 
 class ClearSkyArray(BackendArray):
@@ -94,7 +93,7 @@ class _Raw:
         if isinstance(array.layers, str):
             # A single layer has no dimension: an index that drops it.
             depth = max((k.ndim for k in key if isinstance(k, np.ndarray)), default=0)
-            one = np.zeros((1,) * depth, np.intp) if self._pointwise else 0
+            one = np.zeros((1,) * depth, np.intp) if self._pointwise and depth else 0
             key = (key[0], one, *key[1:])
         rows, cols = array.cube.grid.shape
         shape = (len(array.cube.dates), len(_tuple(array.layers)), rows, cols)
@@ -113,5 +112,5 @@ def _tuple(layers: tuple[str, ...] | str) -> tuple[str, ...]:
 
 def _heard(fetched: Fetched) -> NDArray[Any]:
     for notice in dict.fromkeys(fetched.notices):
-        warnings.warn(notice, ClearSkyWarning, stacklevel=2)
+        warn(notice)
     return fetched.values

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from ._settings import OnLost
 
 
+# What a resolved cube has settled, as it stands when nothing is said.
+_DEFAULTS: dict[str, Any] = {
+    "time": None, "bands": "all", "indices": None, "resolution": None, "crs": "auto",
+    "like": None, "model": "Stratus2", "constellations": None, "clip": True,
+    "pixels": "intersect", "allow_partial": False,
+}  # fmt: skip
+
+
 class ClearSkyBackendEntrypoint(BackendEntrypoint):
     """Open an area and dates, or a resolved cube, as a lazy Dataset.
 
@@ -75,10 +83,17 @@ class ClearSkyBackendEntrypoint(BackendEntrypoint):
             api_key=api_key, base_url=base_url, concurrency=concurrency, on_lost=on_lost
         )
         if isinstance(filename_or_obj, Cube):
-            if time is not None:
+            given = {
+                "time": time, "bands": bands, "indices": indices, "resolution": resolution,
+                "crs": crs, "like": like, "model": model, "constellations": constellations,
+                "clip": clip, "pixels": pixels, "allow_partial": allow_partial,
+            }  # fmt: skip
+            settled = [name for name, value in given.items() if value is not _DEFAULTS[name]]
+            if settled:
                 raise InvalidOptionError(
-                    "a resolved cube has its dates already",
-                    hint="Leave time= out, or select from the opened dataset, which costs nothing.",
+                    f"a resolved cube has its {', '.join(settled)} already",
+                    hint="Leave these out, or resolve another cube. Selecting from the opened "
+                    "dataset costs nothing.",
                 )
             cube = filename_or_obj
         else:

@@ -73,10 +73,10 @@ class Ledger:
     def spent(self) -> Spent:
         """Give the totals."""
         with self._lock:
-            # Sums of two-decimal numbers; rounding takes off the binary dust.
+            # Sums of two-decimal numbers; rounding takes off the binary dust, abs a -0.
             return Spent(
-                round(self._settled, 2),
-                round(self._possibly, 2),
-                round(self._reserved, 2),
+                abs(round(self._settled, 2)),
+                abs(round(self._possibly, 2)),
+                abs(round(self._reserved, 2)),
                 self._requests,
             )

@@ -50,6 +50,8 @@ class Timeouts:
 class AccountInfo:
     """What the account call tells (contract, sections 4.1 and 4.2); None where it is silent.
 
+    A limit of 0 or below is none that could be kept to, and counts as silence.
+
     Parameters
     ----------
     connections : int or None
@@ -108,12 +110,16 @@ class Client:
             if failed.error.details.get("status") != 404:
                 raise
             data, headers = await self._json("GET", "/api/apikey/info", None)
-        area = number(data.get("MaxCompositeAreaKm2"))
-        connections, bands = (
-            None if (value := number(data.get(name))) is None else int(value)
-            for name in ("MaxConcurrentConnections", "MaxTotalBands")
+        area, connections, bands = (
+            value if (value := number(data.get(name)) or 0) > 0 else None
+            for name in ("MaxCompositeAreaKm2", "MaxConcurrentConnections", "MaxTotalBands")
         )
-        return AccountInfo(connections, area, bands, headers.get("X-Clearsky-Sandbox"))
+        return AccountInfo(
+            None if connections is None else max(1, int(connections)),
+            area,
+            None if bands is None else max(1, int(bands)),
+            headers.get("X-Clearsky-Sandbox"),
+        )
 
     async def search(self, body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Ask which dates exist; gives the entries of ``ModelImageDates``."""

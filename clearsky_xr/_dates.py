@@ -68,6 +68,8 @@ def resolve_time(time: Any, *, today: dt.date | None = None) -> DateRange | tupl
         return _range(*time)
     if isinstance(time, str | dt.date | np.datetime64):
         return _range(time, time)
+    if hasattr(time, "dims"):
+        time = time.values  # a time coordinate
     if not isinstance(time, Iterable) or (isinstance(time, np.ndarray) and time.ndim == 0):
         raise InvalidTimeError(f"cannot read a {type(time).__name__} as time", hint=_FORMS)
     days = tuple(sorted({_listed(value) for value in time}))
@@ -104,6 +106,8 @@ def _listed(value: Any) -> dt.date:
 
 def _span(value: Any) -> tuple[dt.date, dt.date]:
     """Give the first and the last day that a value names."""
+    if isinstance(value, np.datetime64):
+        value = str(value)  # its unit says whether it is a day or a month
     text = value.strip() if isinstance(value, str) else value
     readable = (
         _ISO.fullmatch(text) or _ISO_TIME.fullmatch(text)

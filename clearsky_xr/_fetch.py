@@ -20,6 +20,7 @@ from ._purchase import Buyer
 from ._selection import Selection, Tile
 from ._settings import Settings
 from ._spool import Held
+from .errors import SpoolError
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,11 @@ class _Job:
 
     async def run(self) -> None:
         answers = await self.buyer.get(self.date, self.wanted)
-        await self.buyer.in_thread(partial(self._place, answers))
+        try:
+            await self.buyer.in_thread(partial(self._place, answers))
+        except SpoolError:
+            self.buyer.forget(answers)
+            raise
 
     def _place(self, answers: list[tuple[Held, NDArray[np.int16] | None]]) -> None:
         """Put the values of the answers where the selection wants them."""

@@ -45,6 +45,7 @@ def outline(pixels: PixelSet, epsg: int, resolution: int) -> Area:
     """
     window = pixels.window
     # In pixels: x to the right, y upwards.
+    shape: Area
     if pixels.mask is None:
         shape = shapely.box(
             window.col0 + _INSET, _INSET - window.row1, window.col1 - _INSET, -window.row0 - _INSET
@@ -54,8 +55,10 @@ def outline(pixels: PixelSet, epsg: int, resolution: int) -> Area:
         runs = shapely.box(
             window.col0 + col0, -window.row0 - row1, window.col0 + col1, -window.row0 - row0
         )
-        merged = shapely.union_all(runs)
-        shape = shapely.buffer(merged, -_INSET, join_style="mitre", cap_style="flat")
+        # Part by part: thousands of scattered pixels take seconds as one geometry.
+        merged = shapely.get_parts(shapely.disjoint_subset_union_all(runs))
+        inset = shapely.buffer(merged, -_INSET, join_style="mitre", cap_style="flat")
+        shape = shapely.MultiPolygon(list(shapely.get_parts(inset)))
     metres = shapely.segmentize(shapely.transform(shape, lambda xy: xy * resolution), _EDGE_METRES)
     degrees = shapely.transform(metres, lambda xy: np.round(to_lonlat(xy, epsg), _DIGITS))
     assert isinstance(degrees, shapely.Polygon | shapely.MultiPolygon)

@@ -6,7 +6,6 @@ back has the shape that was asked for, whatever the bytes say.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -90,16 +89,15 @@ def read(content: bytes, request: Request) -> Image:
         Broken, or other bands, dtype, nodata or date.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with MemoryFile(content) as memory, memory.open(driver="GTiff") as dataset:
-                order = _checked(dataset, request)
-                inner = _placed(dataset, request)
-                tags = {str(k): str(v) for k, v in dataset.tags().items()}
-                return Image(_pixels(dataset, order, inner, request), tags)
+        with MemoryFile(content) as memory, memory.open(driver="GTiff") as dataset:
+            order = _checked(dataset, request)
+            inner = _placed(dataset, request)
+            tags = {str(k): str(v) for k, v in dataset.tags().items()}
+            return Image(_pixels(dataset, order, inner, request), tags)
     except ClearSkyError:
         raise
-    except (RasterioError, ValueError, OSError) as error:
+    # The warning is an error where the user has made warnings errors.
+    except (RasterioError, ValueError, OSError, NotGeoreferencedWarning) as error:
         raise UnexpectedImageError(
             f"the image cannot be decoded: {type(error).__name__}: {str(error)[:200]}"
         ) from None

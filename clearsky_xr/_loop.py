@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from collections.abc import Coroutine
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
 from .errors import ClearSkyError
@@ -17,6 +19,8 @@ from .errors import ClearSkyError
 T = TypeVar("T")
 
 _lock = threading.Lock()
+# What threads wait for that Ctrl-C does not reach.
+_waited_for: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
 _loop: asyncio.AbstractEventLoop | None = None
 
 
@@ -42,11 +46,21 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         work.close()
         raise ClearSkyError("a sync call from inside the package's own event loop would deadlock")
     future = asyncio.run_coroutine_threadsafe(work, loop)
+    if threading.current_thread() is not threading.main_thread():
+        _waited_for.add(future)
     try:
         return future.result()
+    except CancelledError:
+        raise ClearSkyError("the computation was interrupted", kind="interrupted") from None
     except BaseException:
         future.cancel()
         raise
+
+
+def call_off() -> None:
+    """Cancel what threads other than the main one wait for."""
+    for future in list(_waited_for):
+        future.cancel()
 
 
 async def join(work: Coroutine[Any, Any, T]) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Final
 
@@ -20,7 +21,7 @@ _OUT, _IN, _CUT = 0, 1, 2
 
 # GEOS builds the index of a prepared polygon on first use, which is not safe
 # when two threads come first.
-_LOCK = threading.Lock()
+_lock = threading.Lock()
 
 
 def select(
@@ -45,7 +46,7 @@ def select(
         With a window shrunk to the pixels; None if there are none.
     """
     height, width = window.shape
-    with _LOCK:
+    with _lock:
         shapely.prepare(outline)
         state = np.full((1, 1), _CUT, np.uint8)
         above = max(height, width)
@@ -79,3 +80,13 @@ def _classify(
     found = np.where(met, _CUT, _OUT).astype(np.uint8)
     found[met] = np.where(shapely.covers(outline, squares[met]), _IN, _CUT)
     return found
+
+
+def _after_fork() -> None:
+    """Renew the lock: a thread that held it does not exist in the child."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

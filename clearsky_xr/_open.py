@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from . import _loop
 from ._account import account
+from ._answers import clean
 from ._area import resolve_area
 from ._bands import resolve_bands, resolve_indices
 from ._client import AccountInfo, search_body
@@ -62,8 +63,9 @@ def resolve(
     for name, value in (("clip", clip), ("allow_partial", allow_partial)):
         if not isinstance(value, bool):
             raise InvalidOptionError(f"{name}={value!r} must be True or False")
-    if not str(model).strip():
+    if not isinstance(model, str) or not model.strip():
         raise InvalidOptionError("model must be a name, e.g. 'Stratus2'")
+    model = model.strip()
     sources = CONSTELLATIONS if constellations is None else _names(constellations)
     band_ids = resolve_bands(bands, model)
     index_layers = resolve_indices(indices, model)
@@ -75,7 +77,7 @@ def resolve(
         dates=() if isinstance(when, DateRange) else when,
         bands=band_ids,
         indices=index_layers,
-        model=model.strip(),
+        model=model,
         constellations=sources,
         clip=clip,
         pixels=pixels,
@@ -132,11 +134,11 @@ def _common_dates(
     lists: list[set[dt.date]] = []
     others = []
     for entry in entries:
-        has = {str(name).lower() for name in entry.get("SatelliteConstellations") or ()}
-        if (str(entry.get("Model", "")).lower(), has) == wanted:
-            lists += [_days(part) for part in entry.get("DatesByGeog") or ()]
+        has = [str(name) for name in _listed(entry, "SatelliteConstellations")]
+        if (str(entry.get("Model", "")).lower(), {name.lower() for name in has}) == wanted:
+            lists += [_days(part) for part in _listed(entry, "DatesByGeog")]
         else:
-            others.append(f"{entry.get('Model')} ({', '.join(sorted(has))})")
+            others.append(clean(f"{entry.get('Model')} ({', '.join(has)})"))
     joined = set.union if cube.allow_partial else set.intersection
     dates = tuple(sorted(day for day in joined(*lists) if day in when)) if lists else ()
     if dates:
@@ -155,13 +157,22 @@ def _common_dates(
 
 def _days(part: Any) -> set[dt.date]:
     try:
-        return {dt.date.fromisoformat(str(day)[:10]) for day in part.get("Dates") or ()}
-    except (AttributeError, ValueError):
+        return {dt.date.fromisoformat(str(day)[:10]) for day in _listed(part, "Dates")}
+    except ValueError:
         raise UnexpectedResponseError("the date search answered with unreadable dates") from None
 
 
+def _listed(part: Any, name: str) -> list[Any]:
+    """Give a list out of the service's answer; an absent one is empty."""
+    values = part.get(name) if isinstance(part, Mapping) else False
+    if values is not None and not isinstance(values, list):
+        raise UnexpectedResponseError(f"the date search answered with unreadable {name}")
+    return values or []
+
+
 def _names(values: Any) -> tuple[str, ...]:
-    names = tuple([values] if isinstance(values, str) else values)
+    one = isinstance(values, str) or not isinstance(values, Iterable)
+    names = (values,) if one else tuple(values)
     if not names or not all(isinstance(name, str) and name.strip() for name in names):
         raise InvalidOptionError(
             f"constellations={values!r} must be names",

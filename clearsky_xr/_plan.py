@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ._area import Area
 from ._geometry import area_km2, bounds_km2, outline, wkt
 from ._pixels import Mask, PixelSet, Window
+from .errors import AreaLimitError
 
 #: How a geometry is billed: by its own surface, or by that of its bounding box.
 Billing = Literal["geometry", "bbox"]
@@ -23,6 +24,10 @@ Billing = Literal["geometry", "bbox"]
 MINIMUM: Final = 0.01
 #: The most that one request may cost, credits (contract, section 9).
 MOST_CREDITS: Final = 2000.0
+
+#: Longest WKT that is sent, characters. The service's limit is not documented; this is
+#: some ten thousand scattered pixels.
+MOST_TEXT: Final = 2**20
 
 # Splits fall on multiples of this many pixels where they can, so that cubes that
 # overlap ask for the same windows.
@@ -43,6 +48,14 @@ class Bounds:
 
     pixels: int
     area_km2: float = float("inf")
+
+    def __post_init__(self) -> None:
+        # What the smallest charge buys; below it each pixel might become a request of its own.
+        if self.area_km2 < 10 * MINIMUM:
+            raise AreaLimitError(
+                f"the account's MaxCompositeAreaKm2 is {self.area_km2}: too small to buy anything",
+                hint="Ask the vendor about the limits of this account.",
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +122,9 @@ def cover(
     if pixels.window.size > bounds.pixels:
         return _split(pixels, epsg, resolution, bounds, billing)
     best = _cheapest(pixels, epsg, resolution, billing)
-    too_large = best.area_km2 > bounds.area_km2 or best.credits > MOST_CREDITS
+    too_large = (
+        best.area_km2 > bounds.area_km2 or best.credits > MOST_CREDITS or len(best.wkt) > MOST_TEXT
+    )
     if too_large and len(best.pixels) > 1:
         return _split(pixels, epsg, resolution, bounds, billing)
     if billing == "bbox" and _could_save(pixels, best):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Final, TypeVar
 
 import numpy as np
@@ -21,7 +21,7 @@ from ._request import Receipt, Request
 from ._retry import Failed, Outcome, Retry
 from ._settings import Settings
 from ._spool import Flight, Held
-from .errors import ClearSkyError, UnexpectedImageError
+from .errors import ClearSkyError, SpoolError, UnexpectedImageError
 
 T = TypeVar("T")
 
@@ -61,9 +61,15 @@ class Buyer:
         self._account = owner
         self._cube = cube
         self._settings = settings
-        self._covers: dict[PixelSet, tuple[Piece, ...]] = {}
+        self._covers: dict[PixelSet, asyncio.Task[tuple[Piece, ...]]] = {}
         self.bounds = Bounds(RASTER_BYTES // (2 * len(cube.layers)), info.area_km2 or float("inf"))
         self.notices: list[str] = []
+
+    def forget(self, answers: list[tuple[Held, NDArray[np.int16] | None]]) -> None:
+        """Forget answers that cannot be read any more."""
+        for held, _ in answers:
+            if held.path is not None and not held.path.exists():
+                self._account.holdings.forget(held)
 
     def forget_covers(self) -> None:
         """Let go of the requests chosen so far, when other pixels' turn comes."""
@@ -130,22 +136,26 @@ class Buyer:
         return held, flights
 
     async def _cover(self, pixels: PixelSet, date: dt.date) -> tuple[Piece, ...]:
-        """Choose the requests; learns first how they are billed where that matters."""
+        """Choose the requests for pixels, once for all dates that want the same."""
         if pixels not in self._covers:
-            grid, owner = self._cube.grid, self._account
+            self._covers[pixels] = asyncio.create_task(self._choose(pixels, date))
+        return await asyncio.shield(self._covers[pixels])
 
-            def choose() -> tuple[Piece, ...]:
-                billing = owner.billing or "geometry"
-                return cover(pixels, grid.epsg, grid.resolution, self.bounds, billing)
+    async def _choose(self, pixels: PixelSet, date: dt.date) -> tuple[Piece, ...]:
+        """Cover pixels; learns first how they are billed where that matters."""
+        grid, owner = self._cube.grid, self._account
 
-            pieces = await self.in_thread(choose)
-            unsure = next((piece for piece in pieces if piece.unsure), None)
-            if unsure is not None and owner.billing is None:
-                learnt = await owner.learn_billing(self._request(date, unsure))
-                if learnt == "bbox":
-                    pieces = await self.in_thread(choose)
-            self._covers[pixels] = pieces
-        return self._covers[pixels]
+        def choose() -> tuple[Piece, ...]:
+            billing = owner.billing or "geometry"
+            return cover(pixels, grid.epsg, grid.resolution, self.bounds, billing)
+
+        pieces = await self.in_thread(choose)
+        unsure = next((piece for piece in pieces if piece.unsure), None)
+        if unsure is not None and owner.billing is None:
+            learnt = await owner.learn_billing(self._request(date, unsure))
+            if learnt == "bbox":
+                pieces = await self.in_thread(choose)
+        return pieces
 
     def _request(self, date: dt.date, piece: Piece) -> Request:
         cube = self._cube
@@ -177,20 +187,22 @@ class Buyer:
             now = _clock.monotonic()
             began = now if began is None else began
             if failure.outcome is Outcome.REFUSED:
-                owner.gate.refused(failure.retry_after)
-            lost = failure.outcome is Outcome.LOST
-            again = (
-                lost and self._settings.on_lost == "retry" and ledger.repeat_lost(request.credits)
+                owner.refused(failure.retry_after)
+            pause = retry.wait(
+                failure, now - began, may_repeat_lost=self._settings.on_lost == "retry"
             )
-            pause = retry.wait(failure, now - began, may_repeat_lost=again)
-            if lost:
+            if flight.abandoned:
+                raise failure.error  # nobody waits for it any more: buy nothing for nobody
+            if failure.outcome is Outcome.LOST:
+                if not ledger.repeat_lost(request.credits):
+                    raise failure.error
                 self.notices.append(
                     f"the answer for {request.date}, {request.pixels.window}, was lost and is "
                     f"asked for again: {request.credits:.2f} credits may be charged twice"
                 )
             await _clock.sleep(pause)
         flight.sent = True
-        held, flight.values = await self.in_thread(lambda: self._land(content, request))
+        held, flight.values = await self.in_thread(partial(self._land, content, request))
         return held
 
     async def _send(self, flight: Flight) -> bytes:
@@ -213,9 +225,9 @@ class Buyer:
             owner.gate.answered()
             return content
 
-    def _land(self, content: bytes, request: Request) -> tuple[Held, NDArray[np.int16]]:
+    def _land(self, content: bytes, request: Request) -> tuple[Held, NDArray[np.int16] | None]:
         """Spool, then verify and decode."""
-        spool, path, kept = self._shared.spool, None, "nowhere, since the disk refused them"
+        spool, path = self._shared.spool, None
         try:
             path = spool.write(content, f"{request.date}")
         except OSError as error:
@@ -224,21 +236,21 @@ class Buyer:
                 f"the spool on disk refuses paid answers ({error.strerror}): they are held in "
                 "memory. Free space in the temporary folder, or set TMPDIR"
             )
+        tags: dict[str, str] = {}
+        values: NDArray[np.int16] | None = None
+        refused: UnexpectedImageError | None = None
         try:
             image = _geotiff.read(content, request)
+            tags, values = image.tags, image.values
         except UnexpectedImageError as error:
-            if path is not None:
-                kept = str(spool.set_aside(path))
-            failure = error.at(kept=kept)
-        else:
-            return self._booked(image, request, path, content), image.values
-        raise failure
-
-    def _booked(
-        self, image: _geotiff.Image, request: Request, path: Path | None, content: bytes
-    ) -> Held:
-        """Write the receipt of a verified answer."""
-        tags = image.tags
+            kept = "nowhere: the disk refused them" if path is None else str(spool.set_aside(path))
+            refused = error.at(kept=kept)
+        except Exception as error:  # noqa: BLE001  such as MemoryError
+            # The bytes are paid and may be right: they are held, and whoever reads them meets
+            # the cause.
+            self.notices.append(f"a paid answer could not be decoded yet: {type(error).__name__}")
+        if refused is not None:
+            raise refused
         receipt = Receipt(
             tags.get("IMAGE_DATE", ""),
             tags.get("MODEL_VERSION", ""),
@@ -249,8 +261,9 @@ class Buyer:
             request.fingerprint,
         )
         held = Held(request, receipt, path, None if path else content)
-        self._shared.spool.remember(held, image.values)
-        return held
+        if values is not None:
+            spool.remember(held, values)
+        return held, values
 
     def values(
         self, held: Held, names: tuple[str, ...], fresh: NDArray[np.int16] | None
@@ -264,7 +277,17 @@ class Buyer:
         """
         values = self._shared.spool.recall(held) if fresh is None else fresh
         if values is None:
-            values = _geotiff.read(held.read(), held.request).values
+            try:
+                content = held.read()
+            except OSError as error:
+                raise SpoolError(
+                    f"a paid answer is no longer in the temporary folder: {error.strerror}",
+                    hint="Something swept it. Computing again buys it again; set TMPDIR to a "
+                    "folder that is left alone.",
+                    date=str(held.request.date),
+                    path=str(held.path),
+                ) from None
+            values = _geotiff.read(content, held.request).values
             self._shared.spool.remember(held, values)
         if names == held.request.layers:
             return values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable, Mapping
 from typing import Any, Final, TypeVar
 
@@ -13,8 +12,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ._grid import from_lonlat
+from ._notices import warn
 from ._variable import is_fresh
-from .errors import ClearSkyWarning, InputError
+from .errors import InputError
 
 Sampled = TypeVar("Sampled", xr.Dataset, xr.DataArray)
 
@@ -141,10 +141,8 @@ def _take(variable: xr.DataArray, index: dict[str, xr.Variable], name: Hashable)
     if not {"y", "x"} <= set(variable.dims):
         return variable
     if variable.chunks is not None and not is_fresh(variable.variable):
-        warnings.warn(
+        warn(
             f"{name!r} was computed from the cube, so that whole Dask chunks are bought "
-            "to sample it. Sample first and compute afterwards.",
-            ClearSkyWarning,
-            stacklevel=3,
+            "to sample it. Sample first and compute afterwards."
         )
     return variable.isel(index)

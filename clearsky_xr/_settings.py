@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import operator
 import os
 import re
 import secrets
@@ -106,9 +107,14 @@ def resolve_settings(
     InvalidOptionError
         A URL that would expose the key, or an unusable value.
     """
-    if concurrency is not None and (
-        isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1
-    ):
+    try:
+        # operator.index takes numpy's integers as well, and no fractions.
+        usable = concurrency is None or (
+            not isinstance(concurrency, bool) and operator.index(concurrency) >= 1
+        )
+    except TypeError:
+        usable = False
+    if not usable:
         raise InvalidOptionError(
             f"concurrency={concurrency!r} is not a whole number above 0",
             hint="It lowers the account's MaxConcurrentConnections; leave it out to use them all.",
@@ -119,7 +125,8 @@ def resolve_settings(
             hint='"retry" repeats a lost download within a small allowance, "raise" never.',
         )
     url = base_url or os.environ.get(URL_VARIABLE, "").strip() or SERVICE
-    return Settings(_checked_url(url), _reference(api_key), concurrency, on_lost)
+    most = None if concurrency is None else operator.index(concurrency)
+    return Settings(_checked_url(url), _reference(api_key), most, on_lost)
 
 
 def _reference(api_key: Any) -> KeyReference:

@@ -99,6 +99,11 @@ class Flight:
         if not self._waiting and not self.sent:
             self.task.cancel()
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether all who wanted the answer have given up."""
+        return self._waiting == 0
+
     async def landed(self) -> Held:
         """Wait for the answer."""
         return await asyncio.shield(self.task)
@@ -156,6 +161,12 @@ class Holdings:
                 flights.append(source)
         return held, flights, missing
 
+    def forget(self, held: Held) -> None:
+        """Let go of an answer whose bytes are gone."""
+        for answers in self._held.values():
+            if held in answers:
+                answers.remove(held)
+
     def depart(self, series: Hashable, flight: Flight) -> None:
         """Take note of a purchase that begins; it leaves by itself when its task ends."""
         flights = self._flights.setdefault(series, [])
@@ -198,8 +209,11 @@ class Spool:
     @staticmethod
     def set_aside(path: Path) -> Path:
         """Move the bytes of an answer that was refused to where they outlive the process."""
-        folder = Path(tempfile.mkdtemp(prefix="clearsky-refused-"))
-        return Path(shutil.move(path, folder / path.name))
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="clearsky-refused-"))
+            return Path(shutil.move(path, folder / path.name))
+        except OSError:
+            return path  # at least until the process ends
 
     def remember(self, held: Held, values: NDArray[np.int16]) -> None:
         """Keep decoded pixels for the next reader, as far as there is room."""
@@ -220,7 +234,8 @@ class Spool:
 
     def _new_path(self, name: str) -> Path:
         with self._lock:
-            if self._folder is None:
+            # Long-lived temporary folders are swept on many machines.
+            if self._folder is None or not self._folder.is_dir():
                 # mkdtemp makes it readable by this user only.
                 self._folder = Path(tempfile.mkdtemp(prefix="clearsky-spool-"))
                 # Not atexit: children of multiprocessing leave by os._exit, and run only this.

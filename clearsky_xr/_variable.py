@@ -14,6 +14,9 @@ import xarray as xr
 from xarray.core.indexing import ImplicitToExplicitIndexingAdapter, OuterIndexer
 
 from ._array import ClearSkyArray
+from ._interrupt import watch_dask
+from ._notices import warn
+from ._plan import MINIMUM
 
 # Bytes of a chunk of scattered points: Dask's own default size.
 _CHUNK_BYTES: Final = 128 * 2**20
@@ -61,11 +64,41 @@ class CubeVariable(xr.Variable):
         the cube asks for.
         """
         plain = super().chunk(*args, **kwargs)
-        lazy = self._data if _origin(self._data) else _behind(self._data)
+        behind = _behind(self._data)
+        lazy = self._data if _origin(self._data) else behind
         if lazy is None or plain.data is self._data:
             return plain
+        if behind is not None and _finer(plain, self):
+            return plain  # smaller windows would cost more than cutting what one window brings
+        if behind is None:
+            _warn_of_small_windows(plain, _origin(self._data))
         name = getattr(self._data, "name", plain.data.name)
         return plain._replace(data=_dask_array(lazy, plain.data.chunks, name))
+
+
+def _blocks(variable: xr.Variable) -> dict[Any, int]:
+    return dict(zip(variable.dims, variable.data.numblocks, strict=True))
+
+
+def _finer(new: xr.Variable, old: xr.Variable) -> bool:
+    """Say whether a date's pixels would be asked for in more pieces than before."""
+    before = _blocks(old)
+    return any(n > before[dim] for dim, n in _blocks(new).items() if dim != "time")
+
+
+def _warn_of_small_windows(variable: xr.Variable, origin: ClearSkyArray | None) -> None:
+    """Warn of chunks of which each costs the smallest charge for less than it pays for."""
+    sizes = dict(zip(variable.dims, variable.data.chunksize, strict=True))
+    pieces = _blocks(variable).get("y", 1) * _blocks(variable).get("x", 1)
+    if origin is None or pieces == 1 or not {"y", "x"} <= set(sizes):
+        return
+    km2 = sizes["y"] * sizes["x"] * (origin.cube.grid.resolution / 1000) ** 2
+    if km2 < 10 * MINIMUM:
+        warn(
+            f"chunks of {sizes['y']} x {sizes['x']} px are requests of {MINIMUM} credits each, "
+            f"{pieces * MINIMUM:.2f} for each date of the whole. Larger chunks cost less: "
+            "chunks={} chooses them"
+        )
 
 
 def is_fresh(variable: xr.Variable) -> bool:
@@ -95,6 +128,7 @@ def _dask_array(lazy: Any, chunks: Any, name: str) -> Any:
     import dask.array as da
     from dask.base import tokenize
 
+    watch_dask()
     asked = [_origin(lazy), chunks]
     wrapper = lazy
     while wrapper is not None:

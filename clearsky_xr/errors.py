@@ -23,6 +23,7 @@ The class says what a handler should do; ``kind`` says the cause in one word;
     │   ├── NotOrderedError            1006
     │   └── ServiceUnavailableError    5xx or no connection, until the deadline
     ├── LostDownloadError              sent, no complete answer: perhaps charged
+    ├── SpoolError                     paid bytes are gone from this process's disk
     └── UnexpectedResponseError        an answer that is not what was asked
         └── UnexpectedImageError       paid bytes that are not the image asked
             └── GridMismatchError      ... that lie on another pixel grid
@@ -32,7 +33,7 @@ Every exception survives pickle, and none ever holds the API key.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 
 class ClearSkyError(Exception):
@@ -46,23 +47,33 @@ class ClearSkyError(Exception):
         What to do about it.
     kind : str, optional
         The cause in one word; the class has a default.
+    spent : {"no", "maybe", "yes"}, optional
+        Whether credits may have been spent; the class has a default.
     **details
         Facts for a handler, kept in `details` (e.g. ``code``, ``status``,
         ``date``, ``window``).
     """
 
     kind: str = "error"
-    #: "no", "maybe" or "yes": whether credits may have been spent.
-    spent: ClassVar[str] = "no"
+    #: "no", "maybe" or "yes": whether credits may have been spent by what failed.
+    spent: str = "no"
 
     def __init__(
-        self, message: str, *, hint: str = "", kind: str | None = None, **details: Any
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        kind: str | None = None,
+        spent: str | None = None,
+        **details: Any,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         if kind is not None:
             self.kind = kind
+        if spent is not None:
+            self.spent = spent
         self.details = details
 
     def __str__(self) -> str:
@@ -75,21 +86,24 @@ class ClearSkyError(Exception):
         return f"{text}\n{self.hint}" if self.hint else text
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.message, self.hint, self.kind, self.details)
+        return _rebuild, (type(self), self.message, self._words(), self.details)
+
+    def _words(self) -> dict[str, str]:
+        return {"hint": self.hint, "kind": self.kind, "spent": self.spent}
 
     def at(self, **details: Any) -> Self:
         """Give a copy that also says where: ``date``, ``window``, ...
 
         A copy, because one failed request may be raised to several readers.
         """
-        return _rebuild(type(self), self.message, self.hint, self.kind, {**details, **self.details})
+        return _rebuild(type(self), self.message, self._words(), {**details, **self.details})
 
 
 _E = TypeVar("_E", bound=ClearSkyError)
 
 
-def _rebuild(cls: type[_E], message: str, hint: str, kind: str, details: dict[str, Any]) -> _E:
-    return cls(message, hint=hint, kind=kind, **details)
+def _rebuild(cls: type[_E], message: str, words: dict[str, str], details: dict[str, Any]) -> _E:
+    return cls(message, **words, **details)
 
 
 class InputError(ClearSkyError, ValueError):
@@ -198,6 +212,12 @@ class LostDownloadError(ClearSkyError):
 
     kind = "lost"
     spent = "maybe"
+
+
+class SpoolError(ClearSkyError):
+    """A paid answer has vanished from the temporary folder. Computing again buys it again."""
+
+    kind = "spool"
 
 
 class UnexpectedResponseError(ClearSkyError):

@@ -19,9 +19,11 @@ ROOT = Path(clearsky_xr.__file__).parent
 FLOORS = [
     ["errors", "_pixels", "_bands", "_area", "_dates", "_grid", "_mask", "_geometry", "_request",
      "_cube"],
-    ["_clock", "_settings", "_retry", "_answers", "_budget", "_gate", "_selection", "_plan"],
+    ["_clock", "_settings", "_retry", "_answers", "_budget", "_gate", "_selection", "_plan",
+     "_notices"],
     ["_client", "_geotiff", "_spool", "_loop"],
-    ["_account", "_purchase", "_fetch", "_array", "_dataset", "_open"],
+    ["_account", "_purchase", "_fetch", "_array", "_dataset", "_open",
+     "_interrupt"],
     ["_api", "_variable", "_backend", "_sample", "_demo", "cli", "__init__"],
 ]  # fmt: skip
 DOORS = 2

@@ -91,8 +91,9 @@ def test_a_resolved_cube_opens_without_a_call(server: Server) -> None:
     guessed = xr.open_dataset(cube, **access(server))
     assert set(ds) == set(guessed) == {"reflectance", "ndvi"}
     assert len(server.ledger()) == before
-    with pytest.raises(errors.InvalidOptionError, match="has its dates"):
-        xr.open_dataset(cube, engine="clearsky", time=SPRING, **access(server))
+    for settled in ({"time": SPRING}, {"bands": ["B4"]}, {"clip": False}, {"like": ds}):
+        with pytest.raises(errors.InvalidOptionError, match=f"has its {next(iter(settled))}"):
+            xr.open_dataset(cube, engine="clearsky", **settled, **access(server))
 
 
 def test_dask_names_follow_the_content(server: Server) -> None:
@@ -304,7 +305,10 @@ BAD: list[tuple[dict[str, object], type[Exception], str]] = [
     ({"concurrency": 0}, errors.InvalidOptionError, "above 0"),
     ({"on_lost": "ignore"}, errors.InvalidOptionError, "unknown"),
     ({"constellations": []}, errors.InvalidOptionError, "must be names"),
+    ({"constellations": 5}, errors.InvalidOptionError, "must be names"),
     ({"model": " "}, errors.InvalidOptionError, "model"),
+    ({"model": None}, errors.InvalidOptionError, "model"),
+    ({"model": " Stratus2 ", "bands": "B1"}, errors.InvalidBandError, "does not offer"),
     ({"base_url": "http://example.org"}, errors.InvalidOptionError, "clear text"),
     ({"api_key": "two\nlines"}, errors.CredentialsError, "one line"),
 ]

@@ -1,0 +1,23 @@
+"""Warnings that point at the user's own line."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Final
+
+from .errors import ClearSkyWarning
+
+_INSIDE: Final = ("clearsky_xr", "xarray", "dask")
+
+
+def warn(message: str) -> None:
+    """Warn, naming the innermost line outside of this package, xarray and Dask."""
+    frame, level = sys._getframe(1), 2  # noqa: SLF001  as warnings itself does
+    while frame.f_back is not None and _is_inside(frame.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, ClearSkyWarning, stacklevel=level)
+
+
+def _is_inside(module: str) -> bool:
+    return module.partition(".")[0] in _INSIDE
