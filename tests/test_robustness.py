@@ -66,7 +66,7 @@ def test_the_first_interrupt_stops_sending(serve, chunks: object) -> None:
 def test_a_failing_sibling_stops_the_rest_under_dask(serve) -> None:
     import datetime as dt
 
-    server = serve(latency=0.1, faults=[Fault.status(400, code=1002, date=dt.date(2024, 9, 2))])
+    server = serve(latency=0.1, faults=[Fault.status(400, code=1002, date=dt.date(2024, 9, 3))])
     ds = lazy(server, SERIES, chunks={}).chunk(time=28)
     with pytest.raises(errors.NoImageryError):
         ds.reflectance.compute()
