@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from numbers import Real
 from pathlib import Path
 from typing import Any, Final
@@ -97,8 +98,8 @@ def _geometries(area: Any) -> Iterator[BaseGeometry]:
         yield from _from_frame(area)
     elif hasattr(area, "__geo_interface__"):
         yield from _from_geojson(area.__geo_interface__)
-    elif isinstance(area, Sequence) or (isinstance(area, np.ndarray) and area.ndim == 1):
-        values = list(area)
+    elif isinstance(area, Iterable) and not isinstance(area, AbstractSet):
+        values = list(np.atleast_1d(area) if isinstance(area, np.ndarray) else area)
         if len(values) != 4 or not all(isinstance(v, Real) for v in values):
             raise InvalidAreaError(f"cannot read {_short(area)} as an area", hint=_FORMS)
         yield _from_bounds(*(float(v) for v in values))

@@ -34,12 +34,13 @@ class _Watch(Callback):
             _loop.call_off()
 
 
-_watch: _Watch | None = None
+_watch = _Watch()
 
 
 def watch_dask() -> None:
-    """Begin to watch; once a process."""
-    global _watch  # noqa: PLW0603
-    if _watch is None:
-        _watch = _Watch()
-        _watch.register()
+    """Begin to watch; does no harm twice.
+
+    It is called whenever a Dask array is made of a cube, since Dask forgets
+    callbacks when computations in several threads overlap.
+    """
+    _watch.register()

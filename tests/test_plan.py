@@ -165,7 +165,7 @@ def test_covers_within_bounds(*, shape, side, billing, resolution, most, share, 
     assume(mask.any())
     pixels = pixel_set(mask, resolution)
     assume(len(pixels) * len(mask) < 40 * most * 40)  # not thousands of pieces
-    bounds = Bounds(most, share * mask.size * resolution**2 / 1e6)
+    bounds = Bounds(most, max(0.1, share * mask.size * resolution**2 / 1e6))
     pieces = cover(pixels, EPSG, resolution, bounds, billing)
     assert_covers(pixels, pieces, bounds, billing)
 

@@ -52,6 +52,7 @@ def truth(serve: Callable[..., Server], pairs: np.ndarray, name: str = "reflecta
 
 @pytest.mark.parametrize("chunks", [None, {}, {"y": 20, "x": 20}], ids=["lazy", "dask", "small"])
 @pytest.mark.filterwarnings("ignore:The specified chunks separate:UserWarning")
+@pytest.mark.filterwarnings("ignore:chunks of 20 x 20 px")
 def test_values_dimensions_and_price(serve, pairs: np.ndarray, chunks: object) -> None:
     server = serve()
     ds = lazy(server, indices="ndvi", chunks=chunks)
