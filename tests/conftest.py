@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import clearsky_xr
-from clearsky_xr import _account, _clock
+from clearsky_xr import _account, _clock, _loop
 from clearsky_xr._budget import Ledger
 from clearsky_xr.sandbox import LedgerEntry, Server
 
@@ -24,6 +24,20 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the key and the address of whoever runs the tests out of them."""
     monkeypatch.delenv("CLEARSKY_API_KEY", raising=False)
     monkeypatch.delenv("CLEARSKY_BASE_URL", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def own_accounts() -> Iterator[None]:
+    """Forget accounts after each test: the next server may get the same port, and the same key."""
+    yield
+    accounts = _account.process().accounts
+
+    async def close() -> None:
+        for owner in accounts.values():
+            await owner.client.close()
+
+    _loop.run(close())
+    accounts.clear()
 
 
 @pytest.fixture(autouse=True)
