@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from . import _loop
@@ -97,7 +98,7 @@ def resolve(
             hint="Ask for fewer bands and indices. Indices can also be computed from bands.",
         )
     if isinstance(when, DateRange):
-        cube = _with_dates(cube, _common_dates(entries, cube, when))
+        cube = replace(cube, dates=_common_dates(entries, cube, when))
     return cube
 
 
@@ -120,10 +121,6 @@ def account_info(settings: Settings) -> AccountInfo:
         return await (await account(settings)).info()
 
     return _loop.run(ask())
-
-
-def _with_dates(cube: Cube, dates: tuple[dt.date, ...]) -> Cube:
-    return Cube(**{**cube.__getstate__(), "dates": dates})
 
 
 def _common_dates(
