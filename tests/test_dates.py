@@ -117,7 +117,7 @@ BAD = {
     "spaces": "  ",
     "NaT": pd.NaT,
     "NaT in a range": ("2025-06-01", pd.NaT),
-    "NaT in a list": [np.datetime64("NaT")],
+    "NaT in a list": [np.datetime64("NaT", "D")],
     "NaT as text": "NaT",
     "None in a list": ["2025-06-01", None],
     "NaN": [float("nan")],
