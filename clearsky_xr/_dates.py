@@ -119,7 +119,10 @@ def _span(value: Any) -> tuple[dt.date, dt.date]:
     try:
         if isinstance(text, str) and _ISO.fullmatch(text):
             period = pd.Period(text)
-            return period.start_time.date(), period.end_time.date()
+            first, last = (period.asfreq("D", how) for how in ("start", "end"))
+            return dt.date(first.year, first.month, first.day), dt.date(
+                last.year, last.month, last.day
+            )
         moment = pd.Timestamp(text)
     except (ValueError, TypeError, OverflowError):
         raise InvalidTimeError(f"cannot read {value!r} as a date", hint=_FORMS) from None
