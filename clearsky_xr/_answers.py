@@ -142,7 +142,7 @@ def _rejected(
     kind, hint = (
         _BY_CODE.get(code, unknown) if code is not None else (validation if named else unknown)
     )
-    if code is None and not named:
+    if not named and (code is None or kind is errors.ValidationError):
         hint = "The request is not repeated."
     said = f"HTTP {status}" + (f", code {code}" if code is not None else "")
     error = kind(

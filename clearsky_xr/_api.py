@@ -60,16 +60,20 @@ def open_timeseries(
     indices : str, iterable of str, or mapping of str to pair, optional
         Normalised differences that the service computes: ``"ndvi"``,
         ``["ndvi", "ndmi"]``, ``{"mine": ("B8", "B5")}``. Each becomes a variable
-        (time, y, x).
+        (time, y, x). By name: ndvi, gndvi, ndre, ndwi, mndwi, ndmi, ndsi, ndbi, nbr,
+        nbr2.
     resolution : {10, 20, 40, 80, 160, 320, 640, 1280}, optional
         Metres; 10 if not given, or that of `like`. It does not change the price.
     crs : "auto", int, str or CRS, default "auto"
         A UTM zone; ``"auto"`` is the zone of the area's middle.
     like : GeoBox, Dataset or DataArray, optional
-        Take exactly this grid, which must lie on the lattice.
+        Take exactly this grid: UTM, with its pixel edges on multiples of the
+        resolution.
     model : str, default "Stratus2"
+        Or ``"Stratus2Fast"``, ``"Stratus3"``, ...: what the account has ordered.
     constellations : iterable of str, optional
-        Satellites that the model reads; by default those of Stratus-2.
+        Satellites that the model reads; by default those of Stratus-2,
+        ``Sentinel1``, ``Sentinel2`` and ``Landsat89``.
     clip : bool, default True
         Buy a polygon as a polygon: what lies outside is nodata. False buys its
         bounding rectangle on the grid.

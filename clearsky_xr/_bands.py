@@ -117,13 +117,15 @@ def model_bands(model: str) -> tuple[str, ...]:
     return STRATUS if model.lower().startswith("stratus") else tuple(BANDS)
 
 
-def band_id(name: str) -> str:
+def band_id(name: str, offered: Iterable[str] = BANDS) -> str:
     """Turn any usual spelling of one band into the service's identifier.
 
     Parameters
     ----------
     name : str
         ``"B8A"``, ``"b8a"``, ``"B08"``, ``"nir"``, ``"rededge1"``, ...
+    offered : iterable of str
+        The ids that the message names if there is no such band.
 
     Raises
     ------
@@ -141,9 +143,11 @@ def band_id(name: str) -> str:
         )
         raise InvalidBandError(
             f"there is no band {name!r}",
-            hint=(f"did you mean {', '.join(near)}? " if near else "")
-            + f"Bands: {', '.join(BANDS)}; common names: "
-            + f"{', '.join(band.common_name for band in BANDS.values())}.",
+            hint=f'That is an index: indices="{str(name).strip().lower()}".'
+            if str(name).strip().lower() in INDICES
+            else (f"did you mean {', '.join(near)}? " if near else "")
+            + f"Bands: {', '.join(offered)}; common names: "
+            + f"{', '.join(BANDS[i].common_name for i in offered)}.",
         )
     return text
 
@@ -180,7 +184,7 @@ def resolve_bands(bands: str | Iterable[str] | None, model: str) -> tuple[str, .
             f"bands must be a name or names, got {type(bands).__name__}",
             hint='Examples: bands="all", bands="rgb", bands=["B4", "nir"].',
         ) from None
-    ids = [band_id(name) for name in names]
+    ids = [band_id(name, offered) for name in names]
     if repeated := sorted({i for i in ids if ids.count(i) > 1}):
         raise InvalidBandError(
             f"band asked more than once: {', '.join(repeated)}",
@@ -231,8 +235,8 @@ def resolve_indices(
                 raise InvalidBandError(
                     f"there is no index {name!r} in the catalogue",
                     hint=(f"did you mean {', '.join(near)}? " if near else "")
-                    + f"Known: {', '.join(INDICES)}; any other pair works as "
-                    + 'indices={"mine": ("B8", "B5")}.',
+                    + f"Known: {', '.join(INDICES)}; any other normalised difference works as "
+                    + 'indices={"mine": ("B8", "B5")}. Others are computed from bands.',
                 )
             pairs[str(name).lower()] = INDICES[str(name).lower()]
     resolved = []

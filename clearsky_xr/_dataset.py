@@ -25,8 +25,10 @@ INDEX: Final = 32767.0
 
 # A chunk's float32 pixels, bytes: Dask's own default size of a chunk.
 _CHUNK_BYTES: Final = 128 * 2**20
-# A chunk should hold this many dates, so that one task keeps several connections busy.
-_CHUNK_DATES: Final = 8
+# Dates in a chunk, which are fetched together: the connections of the service's first
+# paid plan (contract, section 9), so that one task keeps them busy. Not more, since
+# Dask buys whole chunks of what is selected after arithmetic.
+_CHUNK_DATES: Final = 4
 # Side of the chunks of a cube that is too large for one, pixels.
 _CHUNK_SIDE: Final = 512
 
@@ -59,10 +61,6 @@ def to_dataset(cube: Cube, settings: Settings, info: AccountInfo, *, scaled: boo
             attrs={"long_name": f"({x} - {y}) / ({x} + {y})", "units": "1"},
         )  # fmt: skip
     dataset = xr.Dataset(variables, _coordinates(cube), _attributes(cube, info))
-    for coordinate in dataset.coords.values():
-        if coordinate.dtype.kind == "U":
-            # Text of any length on disk: Zarr v3 has no settled type for fixed-length text.
-            coordinate.encoding["dtype"] = object
     dataset.encoding["source"] = f"clearsky:{cube.fingerprint}"
     return dataset
 
@@ -92,20 +90,15 @@ def _variable(
 
 
 def preferred_chunks(cube: Cube, dims: tuple[str, ...]) -> dict[str, int]:
-    """Choose the chunks of ``chunks={}``: several dates, within a memory target.
+    """Choose the chunks of ``chunks={}``: a few dates of the whole grid, or of squares of it.
 
     The pixels of all layers count, since that is what a request brings.
     """
-    height, width = cube.grid.shape
-    layers = len(cube.layers)
-
-    def dates(rows: int, cols: int) -> int:
-        return max(1, _CHUNK_BYTES // (4 * layers * rows * cols))
-
-    rows, cols = height, width
-    if dates(rows, cols) < min(_CHUNK_DATES, len(cube.dates)):
-        rows, cols = min(height, _CHUNK_SIDE), min(width, _CHUNK_SIDE)
-    sizes = {"time": min(len(cube.dates), dates(rows, cols)), "y": rows, "x": cols}
+    rows, cols = cube.grid.shape
+    dates = min(_CHUNK_DATES, len(cube.dates))
+    if 4 * len(cube.layers) * dates * rows * cols > _CHUNK_BYTES:
+        rows, cols = min(rows, _CHUNK_SIDE), min(cols, _CHUNK_SIDE)
+    sizes = {"time": dates, "y": rows, "x": cols}
     return {dim: sizes.get(dim, len(cube.bands)) for dim in dims}
 
 
@@ -139,9 +132,11 @@ def _coordinates(cube: Cube) -> dict[str, Any]:
     if cube.bands:
         bands = [BANDS[name] for name in cube.bands]
         coordinates |= {
-            "band": ("band", list(cube.bands), {"long_name": "Sentinel-2 band"}),
-            "common_name": ("band", [b.common_name for b in bands]),
-            "band_name": ("band", [b.name for b in bands]),
+            # Text as objects becomes text of any length on disk: Zarr v3 has no settled type for
+            # fixed-length text.
+            "band": ("band", np.array(cube.bands, object), {"long_name": "Sentinel-2 band"}),
+            "common_name": ("band", np.array([b.common_name for b in bands], object)),
+            "band_name": ("band", np.array([b.name for b in bands], object)),
             "wavelength": (
                 "band",
                 np.array([b.wavelength for b in bands], np.float64),

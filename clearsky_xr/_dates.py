@@ -28,6 +28,11 @@ class DateRange:
     start: dt.date
     end: dt.date | None
 
+    def __str__(self) -> str:
+        if self.start == self.end:
+            return f"on {self.start}"
+        return f"from {self.start} to {self.end or 'now'}"
+
     def __contains__(self, day: dt.date) -> bool:
         return self.start <= day and (self.end is None or day <= self.end)
 

@@ -155,7 +155,8 @@ def projected(area: Area, epsg: int) -> Area:
         raise InvalidGridError(
             f"the area reaches from longitude {west:.2f} to {east:.2f}, more than "
             f"{_MERIDIAN_DEGREES:.0f} degrees from the middle of EPSG:{epsg} ({meridian})",
-            hint="Choose the zone of the area (crs='auto'), or split a wide area into zones.",
+            hint="Choose the zone of the area (crs='auto'), or split a wide area into zones. "
+            "Bounds are (west, south, east, north).",
         )
     dense = shapely.segmentize(area, _EDGE_DEGREES)
     moved = shapely.transform(dense, lambda xy: _apply(transformer(epsg, inverse=True), xy))
@@ -188,7 +189,7 @@ def _is_auto(crs: Any) -> bool:
     return crs is None or (isinstance(crs, str) and crs.lower() == "auto")
 
 
-def _utm(crs: Any) -> int:
+def _utm(crs: Any, of: str = "crs=") -> int:
     """Read a CRS as the EPSG number of a UTM zone on WGS 84."""
     try:
         epsg = int(crs) if isinstance(crs, int | np.integer) else pyproj.CRS(crs).to_epsg()
@@ -198,7 +199,7 @@ def _utm(crs: Any) -> int:
         ) from None
     if epsg is None or epsg // 100 not in (326, 327) or not 1 <= epsg % 100 <= 60:
         raise InvalidGridError(
-            f"crs={crs!r} is not a UTM zone on WGS 84",
+            f"{crs!r} of {of} is not a UTM zone on WGS 84",
             hint="Cubes come on the native grid, EPSG:326zz or 327zz. Reproject afterwards, e.g. "
             "with ds.odc.reproject(...) or ds.rio.reproject(...), which costs nothing.",
         )
@@ -222,7 +223,7 @@ def _grid_like(like: Any) -> Grid:
             f"like= must know its grid and CRS; this {type(like).__name__} does not",
             hint="Give an odc.geo GeoBox, or an object with x and y and a CRS (rio.write_crs).",
         )
-    epsg, affine = _utm(geobox.crs.to_epsg() or str(geobox.crs)), geobox.affine
+    epsg, affine = _utm(geobox.crs.to_epsg() or str(geobox.crs), of="like="), geobox.affine
     resolution = _offered(affine.a)
     col0, row0 = affine.c / resolution, -affine.f / resolution
     if (affine.b, affine.d) != (0, 0) or affine.e != -affine.a:

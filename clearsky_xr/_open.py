@@ -71,7 +71,10 @@ def resolve(
     band_ids = resolve_bands(bands, model)
     index_layers = resolve_indices(indices, model)
     if not band_ids and not index_layers:
-        raise InvalidBandError("neither bands nor indices were asked for")
+        raise InvalidBandError(
+            "neither bands nor indices were asked for",
+            hint='Examples: bands="all", indices="ndvi".',
+        )
     cube = Cube(
         area=where,
         grid=resolve_grid(where, resolution=resolution, crs=crs, like=like),
@@ -142,13 +145,21 @@ def _common_dates(
         return dates
     some = bool(lists) and bool(set.union(*lists))
     raise NoImageryError(
-        f"there is no image of the whole area from {when.start} to {when.end or 'now'} "
-        f"by {cube.model} ({', '.join(cube.constellations)})",
+        f"there is no image of the whole area {when} by {cube.model} "
+        f"({', '.join(cube.constellations)})",
         hint="Parts of the area have images: allow_partial=True takes them."
         if some and not cube.allow_partial
         else f"Orders of this account here: {', '.join(map(str, others))}."
         if others
-        else "Does an order of this account cover the area and the time?",
+        else f"Does an order of this account cover the time and the area, {_place(cube)}?",
+    )
+
+
+def _place(cube: Cube) -> str:
+    west, south, east, north = cube.area.bounds
+    return (
+        f"longitude {west:.5g} to {east:.5g}, latitude {south:.5g} to {north:.5g} (in this order, "
+        "longitude first)"
     )
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ._grid import from_lonlat
 from ._notices import warn
-from ._variable import is_fresh
+from ._variable import buys_whole_chunks
 from .errors import InputError
 
 Sampled = TypeVar("Sampled", xr.Dataset, xr.DataArray)
@@ -129,10 +129,14 @@ def _locate(
     height, width = geobox.shape
     outside = ~((rows >= 0) & (rows < height) & (cols >= 0) & (cols < width))
     if outside.any():
-        some = ", ".join(map(str, labels[outside][:5]))
+        some = "; ".join(
+            f"{label} at longitude {lon:.6g}, latitude {lat:.6g}"
+            for label, (lon, lat) in zip(labels[outside][:5], lonlat[outside][:5], strict=True)
+        )
         raise InputError(
             f"{outside.sum()} of {len(labels)} points lie outside the grid: {some}",
-            hint="Open an area that holds them all, or leave them out.",
+            hint="Open an area that holds them all, or leave them out. Are longitude and latitude "
+            "in this order?",
         )
     return rows.astype(np.intp), cols.astype(np.intp)
 
@@ -140,7 +144,7 @@ def _locate(
 def _take(variable: xr.DataArray, index: dict[str, xr.Variable], name: Hashable) -> xr.DataArray:
     if not {"y", "x"} <= set(variable.dims):
         return variable
-    if variable.chunks is not None and not is_fresh(variable.variable):
+    if variable.chunks is not None and buys_whole_chunks(variable.variable):
         warn(
             f"{name!r} was computed from the cube, so that whole Dask chunks are bought "
             "to sample it. Sample first and compute afterwards."

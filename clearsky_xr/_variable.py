@@ -101,9 +101,16 @@ def _warn_of_small_windows(variable: xr.Variable, origin: ClearSkyArray | None) 
         )
 
 
-def is_fresh(variable: xr.Variable) -> bool:
-    """Say whether indexing a Dask variable still asks the cube for less."""
-    return isinstance(variable, CubeVariable) and _behind(variable._data) is not None
+def buys_whole_chunks(variable: xr.Variable) -> bool:
+    """Say whether a Dask variable hangs on a cube that its indexing can no longer ask for less."""
+    if isinstance(variable, CubeVariable) and _behind(variable._data) is not None:
+        return False
+    layers = variable.data.dask.layers
+    return any(
+        _origin(layer[name]) is not None
+        for name, layer in layers.items()
+        if name.startswith("original-") and name in layer
+    )
 
 
 def _origin(array: Any) -> ClearSkyArray | None:

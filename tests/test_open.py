@@ -243,7 +243,8 @@ def test_a_cube_of_a_million_blocks_stays_small(serve) -> None:
 def test_preferred_chunks_suit_a_field_and_a_region(server: Server) -> None:
     days = [str(d)[:10] for d in pd.date_range("2020-01-01", "2022-12-31", freq="7D")]
     field = clearsky_xr.open_timeseries((15.05, 46.05, 15.063, 46.059), days, **access(server))
-    assert field.reflectance.data.npartitions == 1
+    assert {c[0] for c in field.reflectance.chunks[2:]} == {field.sizes["y"], field.sizes["x"]}
+    assert field.reflectance.chunks[0][0] == 4
     region = clearsky_xr.open_timeseries((15.0, 45.7, 15.77, 46.24), days, **access(server))
     chunk = [c[0] for c in region.reflectance.chunks]
     assert chunk[1] == 10
@@ -373,3 +374,14 @@ def test_engine_is_listed_without_heavy_imports() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_saved_cube_can_be_extended(server: Server, tmp_path: Path) -> None:
+    for month, more in (("2025-04", {}), ("2025-05", {"append_dim": "time"})):
+        ds = clearsky_xr.open_timeseries(FARM, month, **access(server)).load()
+        ds.to_zarr(tmp_path / "cube.zarr", consolidated=False, **more)
+    back = xr.open_zarr(tmp_path / "cube.zarr", consolidated=False)
+    whole = clearsky_xr.open_timeseries(FARM, ("2025-04-01", "2025-05-31"), **access(server))
+    assert (back.time == whole.time).all()
+    np.testing.assert_allclose(back.reflectance, whole.reflectance, atol=1e-7)
+    assert len(paid(server)) == whole.sizes["time"]

@@ -12,7 +12,13 @@ from ._serve import serve
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=0, show_default="a free one", help="Port to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    show_default="a free one",
+    help="Port to listen on.",
+)
 @click.option("--latency", default=0.0, show_default=True, help="Seconds to the first byte.")
 @click.option("--bandwidth", type=float, help="Bytes per second of each download.")
 @click.option(

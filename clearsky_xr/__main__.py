@@ -1,0 +1,5 @@
+"""``python -m clearsky_xr``: the command line."""
+
+from .cli import main
+
+main()
