@@ -37,13 +37,17 @@ class Timeouts:
     stall : float
         Between two parts of a body.
     total : float
-        The whole call.
+        A whole download.
+    free : float
+        A whole call that costs nothing: what the vendor's client allows for any call
+        (contract, section 9). Such a call may be given up and repeated without harm.
     """
 
     connect: float = 30.0
     first_byte: float = 300.0
     stall: float = 30.0
     total: float = 900.0
+    free: float = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +184,7 @@ class Client:
         """Send once, and read the answer whole; anything but a 2xx is a `Failed`."""
         failure: Failed
         try:
-            async with asyncio.timeout(self._timeouts.total):
+            async with asyncio.timeout(self._timeouts.total if paid else self._timeouts.free):
                 answer = await self._exchange(method, path, body, cap)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             failure = unreachable(

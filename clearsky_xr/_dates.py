@@ -117,7 +117,7 @@ def _span(value: Any) -> tuple[dt.date, dt.date]:
     readable = (
         _ISO.fullmatch(text) or _ISO_TIME.fullmatch(text)
         if isinstance(text, str)
-        else (isinstance(text, dt.date | np.datetime64))
+        else isinstance(text, dt.date)
     )
     if not readable:
         raise InvalidTimeError(f"cannot read {value!r} as a date", hint=_FORMS)

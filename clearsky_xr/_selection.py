@@ -76,11 +76,8 @@ def read_key(key: Key, shape: tuple[int, int, int, int]) -> Selection:
     shape : tuple of int
         Sizes of (time, layer, y, x).
     """
-    if isinstance(key, Pointwise):
-        if any(isinstance(k, np.ndarray) for k in key[2:]):
-            return _Points(key, shape)
-        return _Box(key, shape)
-    return _Box(key, shape)
+    points = isinstance(key, Pointwise) and any(isinstance(k, np.ndarray) for k in key[2:])
+    return _Points(key, shape) if points else _Box(key, shape)
 
 
 class Pointwise(tuple[Any, ...]):

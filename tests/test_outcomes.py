@@ -277,6 +277,18 @@ def test_slow_answers_are_lost(serve, monkeypatch: pytest.MonkeyPatch) -> None:
             one(server, on_lost="raise").load()
 
 
+def test_a_free_call_that_hangs_does_not_hold_up_opening_for_long(
+    serve, monkeypatch: pytest.MonkeyPatch, fake_time: list[float]
+) -> None:
+    monkeypatch.setattr(_account, "TIMEOUTS", Timeouts(free=0.1))
+    server = serve(faults=[Fault.stall(1.5, after_bytes=10, endpoint="account", times=None)])
+    with pytest.raises(errors.ServiceUnavailableError, match="free") as caught:
+        one(server)
+    assert caught.value.spent == "no"
+    assert [e.endpoint for e in server.ledger()].count("account") == 5
+    assert not server.downloads()
+
+
 def test_a_redirect_is_not_followed(serve) -> None:
     from clearsky_xr.sandbox import faults
 
