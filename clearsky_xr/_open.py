@@ -151,7 +151,8 @@ def _common_dates(
         if some and not cube.allow_partial
         else f"Orders of this account here: {', '.join(map(str, others))}."
         if others
-        else f"Does an order of this account cover the time and the area, {_place(cube)}?",
+        else ("Not every day has an image; a range shows which. " if when.start == when.end else "")
+        + f"Does an order of this account cover the time and the area, {_place(cube)}?",
     )
 
 

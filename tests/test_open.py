@@ -259,6 +259,12 @@ def test_no_dates_says_what_there_is(serve) -> None:
     assert "order" in caught.value.hint
 
 
+def test_a_day_without_an_image_says_that_not_every_day_has_one(server: Server) -> None:
+    with pytest.raises(errors.NoImageryError, match="on 2025-04-02") as caught:
+        clearsky_xr.open_timeseries(FARM, "2025-04-02", **access(server))
+    assert "a range shows which" in caught.value.hint
+
+
 def test_dates_are_those_of_the_whole_area(serve) -> None:
     import shapely
 
