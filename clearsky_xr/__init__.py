@@ -18,16 +18,57 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import errors as errors
     from . import sandbox as sandbox
-    from ._api import open_timeseries, resolve, spent
+    from ._api import budget, open_store, open_timeseries, plan, resolve, spent
+    from ._availability import Availability
+    from ._budget import Budget, Spent
+    from ._catalogue import AccountStatus, account, availability, dates, models
     from ._cube import Cube
+    from ._planned import Estimate, Plan
+    from ._progress import progress
     from ._sample import sample
 
-__all__ = ["Cube", "errors", "open_timeseries", "resolve", "sample", "sandbox", "spent"]
+__all__ = [
+    "AccountStatus",
+    "Availability",
+    "Budget",
+    "Cube",
+    "Estimate",
+    "Plan",
+    "Spent",
+    "account",
+    "availability",
+    "budget",
+    "dates",
+    "errors",
+    "models",
+    "open_store",
+    "open_timeseries",
+    "plan",
+    "progress",
+    "resolve",
+    "sample",
+    "sandbox",
+    "spent",
+]
 
 # Loaded on first use: xarray imports this package whenever it looks for engines.
 _HOMES = {
+    "AccountStatus": "._catalogue",
+    "Availability": "._availability",
+    "Budget": "._budget",
     "Cube": "._cube",
+    "Estimate": "._planned",
+    "Plan": "._planned",
+    "Spent": "._budget",
+    "account": "._catalogue",
+    "availability": "._catalogue",
+    "budget": "._api",
+    "dates": "._catalogue",
+    "models": "._catalogue",
+    "open_store": "._api",
     "open_timeseries": "._api",
+    "plan": "._api",
+    "progress": "._progress",
     "resolve": "._api",
     "sample": "._sample",
     "spent": "._api",

@@ -13,18 +13,23 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
+from weakref import WeakValueDictionary
 
 from . import _clock, _loop
 from ._area import resolve_area
+from ._availability import Availability
 from ._budget import Ledger
-from ._client import AccountInfo, Client, Timeouts
+from ._client import AccountInfo, Balance, Client, Timeouts
+from ._explain import Burst
 from ._gate import Gate
 from ._geotiff import environment
+from ._holdings import Holdings
 from ._plan import Billing, billed_km2, credits_for
-from ._request import Request
+from ._request import Question, Request
 from ._retry import Failed, Outcome, Policy, Retry
 from ._settings import SANDBOX, Settings
-from ._spool import Holdings, Spool
+from ._spool import Recent, Spool
+from .errors import ClearSkyError, RateLimitedError, ServiceUnavailableError
 
 T = TypeVar("T")
 
@@ -55,14 +60,39 @@ class Account:
         self._info: AccountInfo | None = None
         self._asking = asyncio.Lock()
         self._learning = asyncio.Lock()
+        # As long as downloads belong to them.
+        self._bursts: WeakValueDictionary[str, Burst] = WeakValueDictionary()
 
-    async def info(self) -> AccountInfo:
-        """Give the account's limits; asks the service once per process."""
+    async def info(self, *, anew: bool = False) -> AccountInfo:
+        """Give the account's limits; asks the service once per process, unless told to."""
         async with self._asking:
-            if self._info is None:
+            if self._info is None or anew:
                 self._info = await self._free(self.client.account)
-                self.gate.limit_to(min(self._info.connections or _CONNECTIONS, _MOST_CONNECTIONS))
+                limit = min(self._info.connections or _CONNECTIONS, _MOST_CONNECTIONS)
+                # Setting it would also widen a gate that has narrowed after a refusal.
+                if limit != self.gate.limit:
+                    self.gate.limit_to(limit)
             return self._info
+
+    async def balance(self) -> Balance:
+        """Ask for the balance; empty where the service does not tell it any more.
+
+        Raises
+        ------
+        ClearSkyError
+            It could not be reached.
+        """
+        try:
+            return await self._free(self.client.balance)
+        except (RateLimitedError, ServiceUnavailableError):
+            raise
+        except ClearSkyError:
+            # The call that is current was answered with this key: so the old one is gone.
+            return Balance()
+
+    async def models(self) -> list[Mapping[str, Any]]:
+        """List models; free."""
+        return await self._free(self.client.models)
 
     def refused(self, pause: float | None) -> None:
         """Take note of a 429 or a 1003, and let the whole account pause if that makes sense.
@@ -76,6 +106,29 @@ class Account:
         """Search dates; free."""
         return await self._free(lambda: self.client.search(body))
 
+    async def estimate(self, request: Request) -> float:
+        """Let the service price a request, credits; free."""
+        return await self._free(lambda: self.client.estimate(request))
+
+    async def available(self, question: Question) -> Availability:
+        """Ask whether an image can be served; free."""
+        return await self._free(lambda: self.client.available(question))
+
+    def burst(self, cube: str) -> Burst:
+        """Give the burst to which a download belongs that is begun now.
+
+        Parameters
+        ----------
+        cube : str
+            Its fingerprint.
+        """
+        burst = self._bursts.get(cube)
+        if burst is None or burst.over:
+            # Without slot and repeats: who asks holds a slot, and will not wait for long.
+            burst = Burst(lambda request: self.client.available(request.question))
+            self._bursts[cube] = burst
+        return burst
+
     async def learn_billing(self, request: Request) -> Billing:
         """Find out how a geometry that is no rectangle is billed; asks once per process.
 
@@ -86,7 +139,7 @@ class Account:
         """
         async with self._learning:
             if self.billing is None:
-                price = await self._free(lambda: self.client.estimate(request))
+                price = await self.estimate(request)
                 geometry = resolve_area(request.wkt)
                 own = credits_for(billed_km2(geometry, "geometry"))
                 box = credits_for(billed_km2(geometry, "bbox"))
@@ -116,12 +169,29 @@ class Process:
     def __init__(self) -> None:
         self.ledger = Ledger()
         self.spool = Spool()
+        self.recent = Recent()
         self.threads = ThreadPoolExecutor(
             max_workers=max(2, os.cpu_count() or 1),
             thread_name_prefix="clearsky_xr-decode",
             initializer=_enter_gdal,
         )
+        # Stores elsewhere keep a thread waiting, not busy.
+        self.readers = ThreadPoolExecutor(max_workers=16, thread_name_prefix="clearsky_xr-store")
         self.accounts: dict[tuple[str, str], Account] = {}
+        # Stores that are open, by name; those who open one look under the guard.
+        self.stocks: dict[str, Any] = {}
+        self.guard = threading.Lock()
+
+    async def in_thread(self, work: Callable[[], T], *, waits: bool = False) -> T:
+        """Run what needs a processor off the loop, or what mostly waits for a store."""
+        pool = self.readers if waits else self.threads
+        try:
+            done = asyncio.get_running_loop().run_in_executor(pool, work)
+        except RuntimeError:
+            # The main thread has ended and pools take no more work, but another thread is still
+            # reading: what it has paid for must land.
+            return work()
+        return await done
 
 
 _process: Process | None = None

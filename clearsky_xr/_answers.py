@@ -23,7 +23,7 @@ _BY_CODE: Final[Mapping[int, tuple[type[errors.ServiceError], str]]] = {
     993: (errors.ValidationError, "See the fields that it names."),
     994: (
         errors.InsufficientCreditsError,
-        "Buy credits, or ask for less: the price depends on area alone.",
+        "Buy credits (clearsky_xr.account() tells the balance), or ask for a smaller area.",
     ),
     1002: (
         errors.NoImageryError,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import xarray as xr
 
-from ._budget import Spent
+from ._budget import Budget, Spent
 from ._cube import Cube, PixelMode
+from ._location import resolve_location
 from ._open import resolve as _resolve
 from ._settings import OnLost, resolve_settings
+from .errors import InvalidOptionError
+
+if TYPE_CHECKING:
+    from ._planned import Plan
 
 
 def open_timeseries(
@@ -29,8 +34,11 @@ def open_timeseries(
     allow_partial: bool = False,
     concurrency: int | None = None,
     on_lost: OnLost = "retry",
+    max_credits: float | None = None,
     api_key: str | None = None,
     base_url: str | None = None,
+    store: Any = None,
+    storage_options: Mapping[str, Any] | None = None,
     chunks: Any = {},  # noqa: B006  never changed; {} is how xarray spells "as preferred"
     cache: bool | None = None,
     drop_variables: str | Iterable[str] | None = None,
@@ -87,12 +95,22 @@ def open_timeseries(
     on_lost : {"retry", "raise"}, default "retry"
         A download that was sent and whose answer was lost may have been charged:
         repeat it within a small allowance, or never.
+    max_credits : float, optional
+        Most that computations of this Dataset, and of what is made from it, may
+        spend in this process: a download that would pass the limit is not sent.
     api_key : str, optional
         By default from the environment variable ``CLEARSKY_API_KEY``.
     base_url : str, optional
         By default from ``CLEARSKY_BASE_URL``, else the service. ``"sandbox"`` is
         an emulator inside this process: no key, no network, no cost, and
         synthetic pixels.
+    store : path, URL or zarr store, optional
+        Keep paid pixels in a Zarr cube there, made if it is not, and never buy them
+        again. Whole blocks of 256 x 256 px with all bands of the model are bought
+        then. A store keeps one area, grid and model: later on other times, bands,
+        indices and parts of the area can be opened with it.
+    storage_options : mapping, optional
+        For a URL, as in `xarray.open_zarr`.
     chunks : int, dict, "auto" or None, default {}
         As in `xarray.open_dataset`. The default is Dask with chunks that suit
         the service. None is xarray's own laziness, under which xarray itself
@@ -124,6 +142,10 @@ use_cftime, decode_timedelta
         No date in the range.
     BandLimitError
         More layers than the account's ``MaxTotalBands``.
+    StoreMismatchError
+        The store keeps another cube.
+    StoreError
+        What is at its place is no store, or cannot be used.
 
     Examples
     --------
@@ -135,8 +157,9 @@ use_cftime, decode_timedelta
     {'time': 4, 'band': 10, 'y': 112, 'x': 79}
     """
     settings = resolve_settings(
-        api_key=api_key, base_url=base_url, concurrency=concurrency, on_lost=on_lost
-    )
+        api_key=api_key, base_url=base_url, concurrency=concurrency, on_lost=on_lost, store=store,
+        storage_options=storage_options, max_credits=max_credits,
+    )  # fmt: skip
     cube = _resolve(
         area, time, settings, bands=bands, indices=indices, resolution=resolution, crs=crs,
         like=like, model=model, constellations=constellations, clip=clip, pixels=pixels,
@@ -146,7 +169,8 @@ use_cftime, decode_timedelta
     dataset = xr.open_dataset(
         cube,  # type: ignore[arg-type]  # xarray's types know paths only
         engine="clearsky", chunks=chunks, cache=cache, concurrency=concurrency,
-        on_lost=on_lost, api_key=api_key, base_url=base_url, drop_variables=drop_variables,
+        on_lost=on_lost, max_credits=max_credits, api_key=api_key, base_url=base_url, store=store,
+        storage_options=storage_options, drop_variables=drop_variables,
         mask_and_scale=mask_and_scale, decode_times=decode_times,
         concat_characters=concat_characters, decode_coords=decode_coords, use_cftime=use_cftime,
         decode_timedelta=decode_timedelta,
@@ -193,14 +217,148 @@ allow_partial, api_key, base_url
     InputError, CredentialsError, NoImageryError, BandLimitError
         As in `open_timeseries`.
     """
-    settings = resolve_settings(
-        api_key=api_key, base_url=base_url, concurrency=None, on_lost="retry"
-    )
+    settings = resolve_settings(api_key=api_key, base_url=base_url)
     return _resolve(
         area, time, settings, bands=bands, indices=indices, resolution=resolution, crs=crs,
         like=like, model=model, constellations=constellations, clip=clip, pixels=pixels,
         allow_partial=allow_partial,
     )  # fmt: skip
+
+
+def open_store(
+    store: Any,
+    *,
+    missing: Literal["raise", "nan"] = "raise",
+    bands: str | Iterable[str] | None = "all",
+    indices: str | Iterable[str] | Mapping[str, Sequence[str]] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    chunks: Any = {},  # noqa: B006  as above
+    mask_and_scale: bool | None = None,
+) -> xr.Dataset:
+    """Open what a store has, offline: no account, no key, no call.
+
+    Plain ``xr.open_zarr`` reads the same pixels, but shows those that were never
+    bought as nodata, dates in the order in which they arrived, and float64.
+
+    Parameters
+    ----------
+    store : path, URL or zarr store
+    missing : {"raise", "nan"}, default "raise"
+        What happens when a computation touches pixels of the area that were never
+        bought.
+    bands, indices, storage_options, chunks, mask_and_scale
+        As in `open_timeseries`.
+
+    Returns
+    -------
+    xarray.Dataset
+        As from `open_timeseries`, with the store's whole area and all its dates.
+
+    Raises
+    ------
+    StoreError
+        There is no store, or it cannot be read.
+
+    Examples
+    --------
+    >>> import clearsky_xr, tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "fields.zarr"
+    >>> ds = clearsky_xr.open_timeseries(
+    ...     (15.05, 46.05, 15.06, 46.06), ("2025-04-01", "2025-04-20"), base_url="sandbox",
+    ...     store=path,
+    ... ).load()
+    >>> again = clearsky_xr.open_store(path)
+    >>> bool((again.reflectance == ds.reflectance).sum() == ds.reflectance.notnull().sum())
+    True
+    """
+    from ._prepare import stocked
+
+    location = resolve_location(store, storage_options)
+    if location is None:
+        raise InvalidOptionError("store= must be a path, a URL or a zarr store")
+    dataset = xr.open_dataset(
+        stocked(location, missing, bands, indices),  # type: ignore[arg-type]  # paths only
+        engine="clearsky", chunks=chunks, mask_and_scale=mask_and_scale,
+    )  # fmt: skip
+    for coordinate in dataset.coords.values():
+        coordinate.load()
+    return dataset
+
+
+def budget(limit: float) -> Budget:
+    """Limit what this process may spend inside a ``with`` block.
+
+    A download that would pass the limit is refused before it is sent. The limit
+    holds for all threads of the process; budgets nest.
+
+    Parameters
+    ----------
+    limit : float
+        Credits.
+
+    Returns
+    -------
+    Budget
+        A context manager with ``left`` (credits) and ``report()``, a `Spent`.
+
+    Raises
+    ------
+    InvalidOptionError
+        The limit is no number of 0 or more.
+    BudgetError
+        Inside the block: a download does not fit.
+
+    Examples
+    --------
+    >>> import clearsky_xr
+    >>> ds = clearsky_xr.open_timeseries(
+    ...     (15.05, 46.05, 15.06, 46.06), ("2025-04-01", "2025-04-20"), base_url="sandbox"
+    ... )
+    >>> with clearsky_xr.budget(0.05) as b:
+    ...     pixel = ds.isel(x=13, y=14).compute()
+    >>> b
+    <clearsky_xr budget of 0.05 credits, 0.01 left>
+    """
+    from ._account import process
+
+    return Budget(limit, process().ledger)
+
+
+def plan(*objects: Any) -> Plan:
+    """Say what computing some objects together would buy now; downloads nothing.
+
+    Pixels that they share are bought once, and all variables of a date in one
+    request.
+
+    Parameters
+    ----------
+    *objects : xarray.Dataset, xarray.DataArray, xarray.Variable, or Dask collection
+        Lazy, after any operations; what is loaded costs nothing.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    PlanIncomplete
+        The graph does not tell what will be read.
+    InputError
+        An object that cannot be computed.
+
+    Examples
+    --------
+    >>> import clearsky_xr
+    >>> ds = clearsky_xr.open_timeseries(
+    ...     (15.05, 46.05, 15.06, 46.06), ("2025-05-01", "2025-05-20"), base_url="sandbox"
+    ... )
+    >>> red, nir = (ds.reflectance.sel(band=band) for band in ("B4", "B8"))
+    >>> clearsky_xr.plan(red.mean(), nir.mean()).credits
+    0.36
+    """
+    from ._planned import plan_of
+
+    return plan_of(*objects)
 
 
 def spent() -> Spent:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,8 @@ class ClearSkyArray(BackendArray):
             "clearsky_xr.array",
             self.cube.fingerprint,
             self.settings.base_url,
+            self.settings.store,
+            self.settings.missing,
             self.layers,
             self.divisor,
         )
@@ -72,6 +75,45 @@ class ClearSkyArray(BackendArray):
             key, self.shape, indexing.IndexingSupport.VECTORIZED, _Raw(self, key).get_async
         )
 
+    def selection(self, key: indexing.ExplicitIndexer) -> Selection:
+        """Understand what an index key asks for; nothing is fetched."""
+        # xarray turns slices of negative step round; the pixels are the same.
+        return _Raw(self, key).select(key.tuple)
+
+
+def unwrapped(lazy: Any) -> Iterator[Any]:
+    """Yield a lazy array and what xarray has wrapped in it, outermost first."""
+    while lazy is not None:
+        yield lazy
+        lazy = getattr(lazy, "array", None)
+
+
+def origin(lazy: Any) -> ClearSkyArray | None:
+    """Look for our array under xarray's wrappers."""
+    return next((array for array in unwrapped(lazy) if isinstance(array, ClearSkyArray)), None)
+
+
+#: Cubes that were opened last, by the name that their Datasets carry.
+_opened: OrderedDict[str, tuple[Cube, Settings]] = OrderedDict()
+_MOST_OPENED: Final = 1000
+
+
+def remember_opened(cube: Cube, settings: Settings) -> str:
+    """Give a name by which `opened` finds a cube again, also when its pixels are loaded."""
+    name = f"clearsky:{cube.fingerprint}"
+    if settings.store is not None:
+        name += f"@{settings.store.digest}-{settings.missing}"
+    _opened[name] = (cube, settings)
+    _opened.move_to_end(name)
+    while len(_opened) > _MOST_OPENED:
+        _opened.popitem(last=False)
+    return name
+
+
+def opened(name: object) -> tuple[Cube, Settings] | None:
+    """Find a cube by its name; None if this process has not opened it, or long ago."""
+    return _opened.get(name) if isinstance(name, str) else None
+
 
 class _Raw:
     """What xarray calls with the raw key, which no longer tells of which kind it was."""
@@ -81,14 +123,14 @@ class _Raw:
         self._pointwise = isinstance(key, indexing.VectorizedIndexer)
 
     def get(self, key: tuple[Any, ...]) -> NDArray[Any]:
-        selection = self._select(key)
+        selection = self.select(key)
         return _heard(_loop.run(self._fetch(selection)))
 
     async def get_async(self, key: tuple[Any, ...]) -> NDArray[Any]:
-        selection = self._select(key)
+        selection = self.select(key)
         return _heard(await _loop.join(self._fetch(selection)))
 
-    def _select(self, key: tuple[Any, ...]) -> Selection:
+    def select(self, key: tuple[Any, ...]) -> Selection:
         array = self._array
         if isinstance(array.layers, str):
             # A single layer has no dimension: an index that drops it.

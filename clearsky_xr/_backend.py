@@ -66,22 +66,39 @@ class ClearSkyBackendEntrypoint(BackendEntrypoint):
         allow_partial: bool = False,
         concurrency: int | None = None,
         on_lost: OnLost = "retry",
+        max_credits: float | None = None,
         api_key: str | None = None,
         base_url: str | None = None,
+        store: Any = None,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> xr.Dataset:
         """Open a cube; see `clearsky_xr.open_timeseries` for the options."""
-        import xarray as xr
-
+        from . import _accessor  # noqa: F401  gives Datasets their .clearsky
         from ._cube import Cube
         from ._dataset import to_dataset
+        from ._notices import warn
         from ._open import account_info, resolve
+        from ._prepare import Stocked, origin_of, prepare
         from ._settings import resolve_settings
-        from ._variable import CubeVariable
+        from ._variable import decode
         from .errors import InvalidOptionError
 
+        scaled = mask_and_scale is not False
+        decoders: dict[str, Any] = {
+            "decode_times": decode_times,
+            "concat_characters": concat_characters,
+            "decode_coords": decode_coords,
+            "use_cftime": use_cftime,
+            "decode_timedelta": decode_timedelta,
+            "drop_variables": drop_variables,
+        }
         settings = resolve_settings(
-            api_key=api_key, base_url=base_url, concurrency=concurrency, on_lost=on_lost
-        )
+            api_key=api_key, base_url=base_url, concurrency=concurrency, on_lost=on_lost,
+            store=store, storage_options=storage_options, max_credits=max_credits,
+        )  # fmt: skip
+        if isinstance(filename_or_obj, Stocked):
+            encoded = filename_or_obj.describe(scaled=scaled)
+            return decode(encoded, decoders)
         if isinstance(filename_or_obj, Cube):
             given = {
                 "time": time, "bands": bands, "indices": indices, "resolution": resolution,
@@ -112,28 +129,9 @@ class ClearSkyBackendEntrypoint(BackendEntrypoint):
                 pixels=pixels,
                 allow_partial=allow_partial,
             )
-        scaled = mask_and_scale is not False
-        decoders: dict[str, Any] = {
-            "decode_times": decode_times,
-            "concat_characters": concat_characters,
-            "decode_coords": decode_coords,
-            "use_cftime": use_cftime,
-            "decode_timedelta": decode_timedelta,
-            "drop_variables": drop_variables,
-        }
-        encoded = to_dataset(cube, settings, account_info(settings), scaled=scaled)
-        # Pixels are masked and scaled as they arrive; the rest of the CF decoding is xarray's.
-        decoded = xr.decode_cf(
-            encoded,
-            mask_and_scale=False,
-            **{name: value for name, value in decoders.items() if value is not None},
-        )
-        names = [name for name in decoded.data_vars if name in encoded.data_vars]
-        decoded = decoded.assign(
-            {
-                name: CubeVariable(v.dims, v._data, v.attrs, v.encoding, fastpath=True)
-                for name, v in ((name, decoded[name].variable) for name in names)
-            }
-        )
-        decoded.encoding = encoded.encoding
-        return decoded
+        info = account_info(settings)
+        if settings.store is not None:
+            for notice in prepare(cube, settings, info):
+                warn(notice)
+        encoded = to_dataset(cube, settings, origin_of(info), scaled=scaled)
+        return decode(encoded, decoders)

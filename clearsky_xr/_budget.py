@@ -1,15 +1,24 @@
-"""The ledger of a process: what was spent, and what may have been."""
+"""The ledger of a process: what was spent, what may have been, and what may be."""
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
+
+from ._request import Request
+from .errors import BudgetError, InvalidOptionError
 
 # Repeats of lost downloads together may cost this many credits, or this share of
 # what was settled, whichever is more: enough for a flaky link, too little to hurt.
 _LOST_CREDITS: Final = 1.0
 _LOST_SHARE: Final = 0.02
+
+# Sums of two-decimal numbers carry binary dust.
+_DUST: Final = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,48 +32,173 @@ class Spent:
     possibly : float
         Sent without a complete answer: perhaps charged.
     reserved : float
-        In flight.
+        In flight, rounded up.
     requests : int
         Complete answers.
+    bytes : int
+        Their size.
     """
 
     settled: float
     possibly: float
     reserved: float
     requests: int
+    bytes: int = 0
+
+
+class _Account:
+    """Sums of bookings; safe under the ledger's lock."""
+
+    def __init__(self) -> None:
+        self.settled = self.possibly = self.reserved = 0.0
+        self.requests = self.bytes = 0
+
+    def totals(self) -> Spent:
+        # Rounding takes off the dust, abs a -0.
+        return Spent(
+            abs(round(self.settled, 2)),
+            abs(round(self.possibly, 2)),
+            abs(round(self.reserved, 2)),
+            self.requests,
+            self.bytes,
+        )
+
+
+class Budget:
+    """A limit on what this process may spend; made by `clearsky_xr.budget`.
+
+    Budgets nest: a download must fit into all that are active when it is sent. What
+    was sent while a budget was active counts for it, whenever its answer comes.
+
+    Parameters
+    ----------
+    limit : float
+        Credits.
+    ledger : Ledger
+
+    Examples
+    --------
+    >>> import clearsky_xr
+    >>> ds = clearsky_xr.open_timeseries(
+    ...     (15.05, 46.05, 15.06, 46.06), ("2025-04-01", "2025-04-20"), base_url="sandbox"
+    ... )
+    >>> with clearsky_xr.budget(1.0) as b:
+    ...     pixel = ds.isel(x=3, y=4).compute()
+    >>> b.report().settled, b.left
+    (0.04, 0.96)
+    """
+
+    def __init__(self, limit: float, ledger: Ledger) -> None:
+        self.limit = checked_limit(limit)
+        self._ledger = ledger
+        self._account = _Account()
+
+    @property
+    def left(self) -> float:
+        """What may still be spent, credits: what may have been charged counts as spent."""
+        return max(0.0, round(self._left(), 2))
+
+    def report(self) -> Spent:
+        """Give what was spent while the budget was active."""
+        with self._ledger.lock:
+            return self._account.totals()
+
+    def _left(self) -> float:
+        own = self._account
+        return self.limit - own.settled - own.possibly - own.reserved
+
+    def __enter__(self) -> Self:
+        with self._ledger.lock:
+            self._ledger.active.append(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._ledger.lock:
+            self._ledger.active.remove(self)
+
+    def __repr__(self) -> str:
+        return f"<clearsky_xr budget of {self.limit:.2f} credits, {self.left:.2f} left>"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Booking:
+    """A download that the ledger knows of.
+
+    Parameters
+    ----------
+    request : Request
+    reserved : float
+        Its price rounded up, credits.
+    budgets : tuple of Budget
+        Those that it counts for.
+    """
+
+    request: Request
+    reserved: float
+    budgets: tuple[Budget, ...]
+
+
+#: Is told of a booking and what became of it: "sent", "settled" or "released".
+Watcher = Callable[[Booking, str, int], None]
 
 
 class Ledger:
     """Books every download before it is sent; safe under threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._settled = self._possibly = self._reserved = self._repeated = 0.0
-        self._requests = 0
+        self.lock = threading.RLock()
+        self.active: list[Budget] = []
+        self.watchers: list[Watcher] = []
+        self._total = _Account()
+        self._repeated = 0.0
+        self._purses: dict[str, Budget] = {}
 
-    def reserve(self, credits: float) -> None:  # noqa: A002  the field's word
-        """Book a download that is about to be sent."""
-        with self._lock:
-            self._reserved += credits
+    def reserve(self, request: Request, purse: Purse | None = None) -> Booking:
+        """Book a download that is about to be sent.
 
-    def settle(self, credits: float) -> None:  # noqa: A002
-        """Turn a reservation into money spent: the answer is complete."""
-        with self._lock:
-            self._reserved -= credits
-            self._settled += credits
-            self._requests += 1
+        Raises
+        ------
+        BudgetError
+            It does not fit into a budget; nothing is booked.
+        """
+        price = request.credits_at_most
+        with self.lock:
+            budgets = (*self.active, *(() if purse is None else (self._budget_of(purse),)))
+            for budget in budgets:
+                if budget._left() + _DUST < price:  # noqa: SLF001  two halves of one thing
+                    raise _refused(budget, price)
+            for account in self._accounts(budgets):
+                account.reserved += price
+        return self._tell(Booking(request, price, budgets), "sent")
 
-    def release(self, credits: float, *, possibly: bool) -> None:  # noqa: A002
+    def settle(self, booking: Booking, size: int = 0) -> None:
+        """Turn a reservation into money spent: the answer, of so many bytes, is complete."""
+        with self.lock:
+            for account in self._accounts(booking.budgets):
+                account.reserved -= booking.reserved
+                account.settled += booking.request.credits
+                account.requests += 1
+                account.bytes += size
+        self._tell(booking, "settled", size)
+
+    def release(self, booking: Booking, *, possibly: bool) -> None:
         """End a reservation without an answer; `possibly` if it may have been charged."""
-        with self._lock:
-            self._reserved -= credits
-            if possibly:
-                self._possibly += credits
+        with self.lock:
+            for account in self._accounts(booking.budgets):
+                account.reserved -= booking.reserved
+                if possibly:
+                    account.possibly += booking.request.credits
+        self._tell(booking, "released")
 
-    def repeat_lost(self, credits: float) -> bool:  # noqa: A002
+    def repeat_lost(self, credits: float) -> bool:  # noqa: A002  the field's word
         """Ask to pay for a lost download once more; grants within the allowance."""
-        with self._lock:
-            allowance = max(_LOST_CREDITS, _LOST_SHARE * self._settled)
+        with self.lock:
+            allowance = max(_LOST_CREDITS, _LOST_SHARE * self._total.settled)
             granted = self._repeated + credits <= allowance
             if granted:
                 self._repeated += credits
@@ -72,11 +206,68 @@ class Ledger:
 
     def spent(self) -> Spent:
         """Give the totals."""
-        with self._lock:
-            # Sums of two-decimal numbers; rounding takes off the binary dust, abs a -0.
-            return Spent(
-                abs(round(self._settled, 2)),
-                abs(round(self._possibly, 2)),
-                abs(round(self._reserved, 2)),
-                self._requests,
-            )
+        with self.lock:
+            return self._total.totals()
+
+    def _budget_of(self, purse: Purse) -> Budget:
+        if purse.name not in self._purses:
+            self._purses[purse.name] = Budget(purse.limit, self)
+        return self._purses[purse.name]
+
+    def _accounts(self, budgets: tuple[Budget, ...]) -> list[_Account]:
+        return [self._total, *(budget._account for budget in budgets)]  # noqa: SLF001
+
+    def _tell(self, booking: Booking, what: str, size: int = 0) -> Booking:
+        for watcher in list(self.watchers):
+            watcher(booking, what, size)
+        return booking
+
+
+@dataclass(frozen=True, slots=True)
+class Purse:
+    """The limit of one opened cube, ``max_credits=``: a name, so that it may be pickled.
+
+    Parameters
+    ----------
+    name : str
+        Unique; each process counts for itself.
+    limit : float
+        Credits.
+    """
+
+    name: str
+    limit: float
+
+
+def checked_limit(limit: float) -> float:
+    """Check a number of credits.
+
+    Raises
+    ------
+    InvalidOptionError
+        It is no number of 0 or more.
+    """
+    try:
+        number = float(limit)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(limit, bool) or not number >= 0:
+        raise InvalidOptionError(
+            f"{limit!r} is not a number of credits",
+            hint="Give a number, e.g. 5.0; one credit is about 10 km2 of one date.",
+        )
+    return number
+
+
+def _refused(budget: Budget, price: float) -> BudgetError:
+    spent = budget.report()
+    return BudgetError(
+        f"the budget of {budget.limit:.2f} credits does not allow a download of {price:.2f}: "
+        f"{spent.settled:.2f} are spent, {spent.reserved:.2f} in flight, {spent.possibly:.2f} may "
+        f"have been charged, {budget.left:.2f} are left",
+        hint="Nothing was sent. Select less, or raise the budget; .clearsky.plan() tells the "
+        "price beforehand. Prices are rounded up to the cent before they are known to be settled.",
+        limit=budget.limit,
+        asked=price,
+        left=budget.left,
+    )

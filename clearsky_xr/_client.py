@@ -16,11 +16,17 @@ import aiohttp
 
 from ._answers import Answer, excerpt, lost, number, refuse, unexpected, unreachable
 from ._answers import failure as failure_of
-from ._request import Request
+from ._availability import Availability, read_availability
+from ._request import Question, Request
 from ._retry import Failed
 
 #: Largest JSON answer that is read, bytes: a date search may hold many outlines.
 _JSON_CAP: Final = 64 * 2**20
+
+_TIFF: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+# Shorter ones, as tests have them, may be part of any word of an answer.
+_SHORTEST_SECRET: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,25 @@ class AccountInfo:
     sandbox: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What the older account call tells (contract, section 4.2); None where it is silent.
+
+    Parameters
+    ----------
+    credits, credit_limit : float or None
+        ``CreditAmount`` and ``CreditLimit``: credits left, and how many more may be used in
+        arrears.
+    euros, euro_limit : float or None
+        ``EuroCreditAmount`` and ``EuroCreditLimit``: the same for placing orders, EUR.
+    """
+
+    credits: float | None = None
+    credit_limit: float | None = None
+    euros: float | None = None
+    euro_limit: float | None = None
+
+
 class Client:
     """One account at one origin.
 
@@ -125,13 +150,27 @@ class Client:
             headers.get("X-Clearsky-Sandbox"),
         )
 
+    async def balance(self) -> Balance:
+        """Ask for the balance, which only the old endpoint is known to tell."""
+        data, _ = await self._json("GET", "/api/apikey/info", None)
+        names = ("CreditAmount", "CreditLimit", "EuroCreditAmount", "EuroCreditLimit")
+        return Balance(*(number(data.get(name)) for name in names))
+
+    async def models(self) -> list[Mapping[str, Any]]:
+        """Ask for the models; gives the entries of ``TaskingModels``."""
+        data, _ = await self._json("GET", "/api/tasking/models", None)
+        return _entries(data, "TaskingModels", "the list of models")
+
     async def search(self, body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Ask which dates exist; gives the entries of ``ModelImageDates``."""
         data, _ = await self._json("POST", "/api/satelliteimages/search/available", body)
-        entries = data.get("ModelImageDates")
-        if not isinstance(entries, list) or not all(isinstance(e, Mapping) for e in entries):
-            raise unexpected("the date search answered without ModelImageDates")
-        return entries
+        return _entries(data, "ModelImageDates", "the date search")
+
+    async def available(self, question: Question) -> Availability:
+        """Ask whether an image can be served."""
+        path = "/api/satelliteimages/process/composite/available"
+        data, _ = await self._json("POST", path, question.body())
+        return read_availability(question.date, data)
 
     async def estimate(self, request: Request) -> float:
         """Ask for the price of a request, credits."""
@@ -163,7 +202,7 @@ class Client:
         if answer.is_json:
             refuse(answer)
             raise unexpected(f"the download answered JSON: {excerpt(answer.content)}")
-        if answer.content[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        if not answer.content.startswith(_TIFF):
             raise unexpected(f"the download is no TIFF: {excerpt(answer.content)}")
         return answer.content
 
@@ -224,17 +263,44 @@ class Client:
                     raise unexpected(
                         f"{path} answered more than the {cap:,} bytes that its answer can need"
                     )
-            return Answer(response.status, response.headers.copy(), bytes(content))
+            return Answer(response.status, response.headers.copy(), self._redacted(content))
+
+    def _redacted(self, content: bytearray) -> bytes:
+        """Blank the key in an answer that might be quoted in an error.
+
+        The old account call gives it back, and error pages may show a request's headers.
+        """
+        key = self._key.encode()
+        if len(key) < _SHORTEST_SECRET or content.startswith(_TIFF):
+            return bytes(content)
+        return bytes(content.replace(key, b"(key)"))
 
 
 def search_body(
-    wkt: str, start: dt.date, end: dt.date | None, model: str, constellations: tuple[str, ...]
+    wkt: str,
+    start: dt.date,
+    end: dt.date | None,
+    model: str | None,
+    constellations: tuple[str, ...] | None,
 ) -> dict[str, Any]:
-    """Write the body of a date search; ``Until``, since both vendor clients send that."""
-    return {
+    """Write the body of a date search; ``Until``, since both vendor clients send that.
+
+    Without a model or constellations, which those clients never send, it searches all.
+    """
+    body: dict[str, Any] = {
         "Wkt": wkt,
         "From": f"{start}T00:00:00Z",
         "Until": None if end is None else f"{end}T00:00:00Z",
-        "Model": model,
-        "SatelliteConstellations": list(constellations),
     }
+    if model is not None:
+        body["Model"] = model
+    if constellations is not None:
+        body["SatelliteConstellations"] = list(constellations)
+    return body
+
+
+def _entries(data: Mapping[str, Any], name: str, call: str) -> list[Mapping[str, Any]]:
+    entries = data.get(name)
+    if not isinstance(entries, list) or not all(isinstance(e, Mapping) for e in entries):
+        raise unexpected(f"{call} answered without {name}")
+    return entries

@@ -12,16 +12,12 @@ import xarray as xr
 from odc.geo.xr import xr_coords
 from xarray.core.indexing import LazilyIndexedArray
 
-from ._array import ClearSkyArray
+from ._array import ClearSkyArray, remember_opened
 from ._bands import BANDS
-from ._client import AccountInfo
 from ._cube import Cube
-from ._geotiff import NODATA
+from ._layers import INDEX, NODATA, REFLECTANCE
+from ._record import Origin
 from ._settings import Settings
-
-#: Scale of reflectances and of indices in int16 (contract, section 7.3).
-REFLECTANCE: Final = 10000.0
-INDEX: Final = 32767.0
 
 # A chunk's float32 pixels, bytes: Dask's own default size of a chunk.
 _CHUNK_BYTES: Final = 128 * 2**20
@@ -33,14 +29,15 @@ _CHUNK_DATES: Final = 4
 _CHUNK_SIDE: Final = 512
 
 
-def to_dataset(cube: Cube, settings: Settings, info: AccountInfo, *, scaled: bool) -> xr.Dataset:
+def to_dataset(cube: Cube, settings: Settings, origin: Origin, *, scaled: bool) -> xr.Dataset:
     """Describe a cube as a lazy, CF-encoded Dataset; nothing is downloaded.
 
     Parameters
     ----------
     cube : Cube
     settings : Settings
-    info : AccountInfo
+    origin : {"service", "synthetic", "scenes"}
+        What the pixels are.
     scaled : bool
         float32 with NaN, or the service's int16 with its CF attributes.
     """
@@ -60,8 +57,8 @@ def to_dataset(cube: Cube, settings: Settings, info: AccountInfo, *, scaled: boo
             cube, settings, layer, INDEX, scaled=scaled,
             attrs={"long_name": f"({x} - {y}) / ({x} + {y})", "units": "1"},
         )  # fmt: skip
-    dataset = xr.Dataset(variables, _coordinates(cube), _attributes(cube, info))
-    dataset.encoding["source"] = f"clearsky:{cube.fingerprint}"
+    dataset = xr.Dataset(variables, _coordinates(cube), _attributes(cube, origin))
+    dataset.encoding["source"] = remember_opened(cube, settings)
     return dataset
 
 
@@ -152,18 +149,18 @@ def _coordinates(cube: Cube) -> dict[str, Any]:
     return coordinates
 
 
-def _attributes(cube: Cube, info: AccountInfo) -> dict[str, Any]:
+def _attributes(cube: Cube, origin: Origin) -> dict[str, Any]:
     what = f"Cloudless Sentinel-2 time series, {cube.model}"
     source = (
         f"ClearSKY Vision Processing API, model {cube.model} from "
         f"{', '.join(cube.constellations)}: images synthesised by a network, also where the sky "
         "was clear"
     )
-    if info.sandbox is not None:
+    if origin != "service":
         what = f"SANDBOX, not imagery: {what}"
         source = (
             "clearsky_xr sandbox: SYNTHETIC pixels of an invented landscape"
-            if info.sandbox == "synthetic"
+            if origin == "synthetic"
             else "clearsky_xr sandbox: pixels of local scenes, not of the service"
         )
     return {

@@ -1,26 +1,32 @@
-"""The values of a selection: tiles, dates and answers, placed where the key wants them."""
+"""The values of a selection: tiles, dates and parts, placed where the key wants them."""
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._account import account, process
+from ._account import Process, account, process
 from ._cube import Cube
-from ._geotiff import NODATA
+from ._layers import NODATA, fill_in
 from ._pixels import PixelSet
 from ._purchase import Buyer
 from ._selection import Selection, Tile
+from ._service import FromService, most_pixels
 from ._settings import Settings
-from ._spool import Held
+from ._stock import stock_of
+from ._store import Damaged
+from ._stored import FromStore, Part
 from .errors import SpoolError
+
+# Dates that are read at a time where nothing may be bought.
+_READERS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,120 @@ class Fetched:
 
     values: NDArray[Any]
     notices: list[str]
+
+
+class _Source(Protocol):
+    """Where the pixels of a date come from."""
+
+    async def get(self, date: dt.date, wanted: PixelSet) -> Sequence[Part]:
+        """Get parts that together hold the pixels of a date; later ones lie on top."""
+
+    def next_tile(self) -> None:
+        """Let go of what was chosen so far: other pixels' turn has come."""
+
+    def forget(self, parts: Sequence[object]) -> None:
+        """Forget answers that cannot be read any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Everything that one computation needs.
+
+    Parameters
+    ----------
+    shared : Process
+    cube : Cube
+    source : FromService or FromStore
+    wide : int
+        Dates that are handled at a time.
+    notices : list of str
+        What the user should hear about.
+    """
+
+    shared: Process
+    cube: Cube
+    source: _Source
+    wide: int
+    notices: list[str]
+
+    async def each(
+        self, selection: Selection, work: Callable[[dt.date, int, Tile, PixelSet | None], Any]
+    ) -> None:
+        """Do some work for each date of each tile of a selection, several at a time.
+
+        Parameters
+        ----------
+        selection : Selection
+        work : coroutine function
+            Of the date, its place in the gathered array, the tile, and the pixels
+            wanted of it, None if none of them belongs to the area.
+        """
+        jobs = self._jobs(selection)
+        turn = asyncio.Lock()
+
+        async def worker() -> None:
+            while True:
+                async with turn:
+                    job = await anext(jobs, None)
+                if job is None:
+                    return
+                await work(*job)
+
+        workers = [asyncio.create_task(worker()) for _ in range(self.wide)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for task in workers:
+                task.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    def tiles(self, selection: Selection) -> Iterator[Tile]:
+        """Yield the tiles of a selection, on the lattice."""
+        corner = self.cube.grid.window
+        for local in selection.tiles(most_pixels(len(self.cube.layers))):
+            window = local.pixels.window.shifted(corner.row0, corner.col0)
+            yield replace(local, pixels=PixelSet(window, local.pixels.mask))
+
+    async def _jobs(
+        self, selection: Selection
+    ) -> AsyncIterator[tuple[dt.date, int, Tile, PixelSet | None]]:
+        for tile in self.tiles(selection):
+            wanted = await self.shared.in_thread(partial(self.cube.wanted, tile.pixels))
+            self.source.next_tile()
+            for date, k in tile.dates:
+                yield self.cube.dates[date], k, tile, wanted
+
+
+async def open_desk(cube: Cube, settings: Settings) -> Desk:
+    """Find out where the pixels of a cube come from."""
+    shared = process()
+    notices: list[str] = []
+    offline = settings.missing != "buy"
+    if offline:
+        assert settings.store is not None
+        stock = await shared.in_thread(partial(stock_of, settings.store), waits=True)
+        source = FromStore(cube, stock, None, settings.missing, notices)
+        return Desk(shared, cube, source, _READERS, notices)
+    owner = await account(settings)
+    info = await owner.info()
+    # Twice as many as connections: while one half is on the wire, the other one decodes.
+    wide = 2 * min(owner.gate.limit, settings.concurrency or owner.gate.limit)
+    if settings.store is None:
+        buyer = Buyer(shared, owner, settings, shared.spool, notices)
+        service = FromService(
+            cube, shared=shared, owner=owner, info=info, buyer=buyer, holdings=owner.holdings
+        )
+        return Desk(shared, cube, service, wide, notices)
+    stock = await shared.in_thread(partial(stock_of, settings.store), waits=True)
+    own = stock.store.record.cube
+    buyer = Buyer(shared, owner, settings, stock.spool, notices)
+    service = FromService(
+        own, shared=shared, owner=owner, info=info, buyer=buyer, holdings=stock.holdings,
+        corner=(own.grid.window.row0, own.grid.window.col0),
+    )  # fmt: skip
+    return Desk(
+        shared, cube, FromStore(cube, stock, service, settings.missing, notices), wide, notices
+    )
 
 
 async def fetch(
@@ -62,33 +182,31 @@ async def fetch(
         The first request that failed; it names date and window. Requests in
         flight land in the spool all the same.
     """
-    owner = await account(settings)
-    buyer = Buyer(process(), owner, await owner.info(), cube, settings)
+    desk = await open_desk(cube, settings)
     dtype = np.int16 if divisor is None else np.float32
     output = _Output(
         np.empty(selection.shape, dtype), tuple(layers[i] for i in selection.layers), divisor
     )
-    jobs = _jobs(buyer, cube, selection, output)
-    turn = asyncio.Lock()
 
-    async def worker() -> None:
+    async def work(date: dt.date, k: int, tile: Tile, wanted: PixelSet | None) -> None:
+        if wanted is None:
+            await desk.shared.in_thread(partial(output.clear, k, tile))
+            return
         while True:
-            async with turn:
-                job = await anext(jobs, None)
-            if job is None:
+            parts = await desk.source.get(date, wanted)
+            try:
+                await desk.shared.in_thread(partial(output.place, k, tile, wanted, parts))
+            except SpoolError:
+                desk.source.forget(parts)
+                raise
+            except Damaged as damaged:
+                assert isinstance(desk.source, FromStore)
+                desk.source.mend(date, damaged)
+            else:
                 return
-            await job.run()
 
-    # Twice as many as connections: while one half is on the wire, the other one decodes.
-    wide = 2 * min(owner.gate.limit, settings.concurrency or owner.gate.limit)
-    workers = [asyncio.create_task(worker()) for _ in range(wide)]
-    try:
-        await asyncio.gather(*workers)
-    finally:
-        for task in workers:
-            task.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
-    return Fetched(selection.finish(output.values), buyer.notices)
+    await desk.each(selection, work)
+    return Fetched(selection.finish(output.values), desk.notices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +217,25 @@ class _Output:
     names: tuple[str, ...]
     divisor: float | None
 
-    def put(self, k: int, tile: Tile, frame: NDArray[np.int16]) -> None:
+    def clear(self, k: int, tile: Tile) -> None:
+        """Say that a tile has no pixel of the area."""
+        shape = (len(self.names), *tile.pixels.window.shape)
+        self._put(k, tile, np.full(shape, NODATA, np.int16))
+
+    def place(self, k: int, tile: Tile, wanted: PixelSet, parts: Sequence[Part]) -> None:
+        """Put the pixels of parts where the selection wants them."""
+        window, names = tile.pixels.window, self.names
+        decoded = [(part.pixels, part.values(names)) for part in parts]
+        single = len(decoded) == 1 and wanted.window in decoded[0][0].window
+        if single and wanted.window == window and (wanted.mask is None or parts[0].exact):
+            pixels, values = decoded[0]
+            frame = values[(slice(None), *pixels.window.slices(window))]
+        else:
+            frame = np.full((len(names), *window.shape), NODATA, np.int16)
+            fill_in(frame, window, wanted, decoded)
+        self._put(k, tile, frame)
+
+    def _put(self, k: int, tile: Tile, frame: NDArray[np.int16]) -> None:
         """Scale and mask a frame of the tile's window, (layers, y, x), into its place."""
         numbers = frame[(slice(None), *tile.source)]
         # In two steps: numpy moves the axes of an array index beside an integer.
@@ -111,59 +247,3 @@ class _Output:
             scaled = np.divide(numbers, np.float32(self.divisor), dtype=np.float32)
             scaled[numbers == NODATA] = np.nan
             target[place] = scaled
-
-
-async def _jobs(
-    buyer: Buyer, cube: Cube, selection: Selection, output: _Output
-) -> AsyncIterator[_Job]:
-    """Yield the jobs, tile by tile; what lies outside the area is filled at once."""
-    corner = cube.grid.window
-    for local in selection.tiles(buyer.bounds.pixels):
-        window = local.pixels.window.shifted(corner.row0, corner.col0)
-        tile = replace(local, pixels=PixelSet(window, local.pixels.mask))
-        wanted = await buyer.in_thread(partial(cube.wanted, tile.pixels))
-        buyer.forget_covers()
-        for date, k in tile.dates:
-            if wanted is None:
-                nothing = np.full((len(output.names), *window.shape), NODATA, np.int16)
-                await buyer.in_thread(partial(output.put, k, tile, nothing))
-            else:
-                yield _Job(buyer, cube.dates[date], k, tile, wanted, output)
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One date of one tile."""
-
-    buyer: Buyer
-    date: dt.date
-    k: int
-    tile: Tile
-    wanted: PixelSet
-    output: _Output
-
-    async def run(self) -> None:
-        answers = await self.buyer.get(self.date, self.wanted)
-        try:
-            await self.buyer.in_thread(partial(self._place, answers))
-        except SpoolError:
-            self.buyer.forget(answers)
-            raise
-
-    def _place(self, answers: list[tuple[Held, NDArray[np.int16] | None]]) -> None:
-        """Put the values of the answers where the selection wants them."""
-        window, wanted = self.tile.pixels.window, self.wanted
-        names = self.output.names
-        decoded = [(held, self.buyer.values(held, names, fresh)) for held, fresh in answers]
-        if len(decoded) == 1 and wanted.mask is None and wanted.window == window:
-            held, values = decoded[0]
-            frame = values[(slice(None), *held.pixels.window.slices(window))]
-        else:
-            frame = np.full((len(names), *window.shape), NODATA, np.int16)
-            for held, values in decoded:
-                shared = held.pixels.window & wanted.window
-                theirs = held.pixels.window.slices(shared)
-                mask = held.pixels.dense[theirs] & wanted.dense[wanted.window.slices(shared)]
-                own = (slice(None), *window.slices(shared))
-                np.copyto(frame[own], values[(slice(None), *theirs)], where=mask)
-        self.output.put(self.k, self.tile, frame)

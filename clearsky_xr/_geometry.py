@@ -8,6 +8,7 @@ import numpy as np
 import pyproj
 import shapely
 from numpy.typing import NDArray
+from shapely.geometry.base import BaseGeometry
 
 from ._area import Area
 from ._grid import to_lonlat
@@ -71,7 +72,7 @@ def wkt(geometry: Area) -> str:
     return str(shapely.to_wkt(geometry, rounding_precision=_DIGITS, trim=False))
 
 
-def area_km2(geometry: Area) -> float:
+def area_km2(geometry: BaseGeometry) -> float:
     """Give the geodesic surface on the WGS 84 ellipsoid, km2 (contract, section 8.2)."""
     oriented = shapely.orient_polygons(geometry)
     return abs(_GEOD.geometry_area_perimeter(oriented)[0]) / 1e6

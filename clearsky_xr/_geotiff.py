@@ -16,6 +16,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 
 from ._bands import parse_bandnames
+from ._layers import NODATA
 from ._pixels import Window
 from ._request import Request
 from .errors import (
@@ -24,9 +25,6 @@ from .errors import (
     InvalidBandError,
     UnexpectedImageError,
 )
-
-#: No-data of int16 images (contract, section 5.3).
-NODATA: Final = -32768
 
 # Open only the file itself: no sidecars, no neighbours, no other driver. A small
 # block cache, since each image is read once from end to end.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 
 from ._area import Area
 from ._grid import TOLERANCE
@@ -48,19 +49,31 @@ def select(
     height, width = window.shape
     with _lock:
         shapely.prepare(outline)
-        state = np.full((1, 1), _CUT, np.uint8)
         above = max(height, width)
+        # First as a whole: of a large area most windows lie inside.
+        state = _classify(outline, window, resolution, np.zeros((1, 2), int), above)[:, None]
         for side in _SIDES:
+            cut = state == _CUT
+            if not cut.any():
+                break
             if side >= above and side != 1:
                 continue
-            rows, cols = -(-height // side), -(-width // side)
-            factor = -(-above // side)
-            state = state.repeat(factor, 0).repeat(factor, 1)[:rows, :cols]
+            state = _finer(state, window, above, side)
             cut = np.argwhere(state == _CUT)
             state[cut[:, 0], cut[:, 1]] = _classify(outline, window, resolution, cut, side)
             above = side
-    mask: Mask = state == _IN if contained else state != _OUT
-    return PixelSet(window, None if mask.all() else mask).tight()
+    met: Mask = state == _IN if contained else state != _OUT
+    if met.all():
+        return PixelSet(window)
+    return PixelSet(window, _finer(met, window, above, 1)).tight() if met.any() else None
+
+
+def _finer(cells: NDArray[Any], window: Window, above: int, side: int) -> NDArray[Any]:
+    """Divide squares into smaller ones."""
+    height, width = window.shape
+    factor = -(-above // side)
+    rows, cols = -(-height // side), -(-width // side)
+    return cells.repeat(factor, 0).repeat(factor, 1)[:rows, :cols]
 
 
 def _classify(

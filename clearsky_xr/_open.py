@@ -11,16 +11,18 @@ from typing import Any, Final
 from . import _loop
 from ._account import account
 from ._answers import clean
-from ._area import resolve_area
+from ._area import Area, resolve_area
 from ._bands import resolve_bands, resolve_indices
 from ._client import AccountInfo, search_body
 from ._cube import Cube, PixelMode
 from ._dates import DateRange, resolve_time
 from ._geometry import wkt
-from ._grid import resolve_grid
+from ._grid import Grid, resolve_grid
 from ._mask import SIDE
 from ._pixels import PixelSet
+from ._record import Record
 from ._settings import Settings
+from ._stock import fresh_stock
 from .errors import (
     BandLimitError,
     InvalidAreaError,
@@ -64,10 +66,10 @@ def resolve(
     for name, value in (("clip", clip), ("allow_partial", allow_partial)):
         if not isinstance(value, bool):
             raise InvalidOptionError(f"{name}={value!r} must be True or False")
-    if not isinstance(model, str) or not model.strip():
-        raise InvalidOptionError("model must be a name, e.g. 'Stratus2'")
-    model = model.strip()
-    sources = CONSTELLATIONS if constellations is None else _names(constellations)
+    model = model_name(model)
+    sources = CONSTELLATIONS if constellations is None else constellation_names(constellations)
+    stock = None if settings.store is None else fresh_stock(settings.store)
+    record = None if stock is None else stock.store.record
     band_ids = resolve_bands(bands, model)
     index_layers = resolve_indices(indices, model)
     if not band_ids and not index_layers:
@@ -77,7 +79,7 @@ def resolve(
         )
     cube = Cube(
         area=where,
-        grid=resolve_grid(where, resolution=resolution, crs=crs, like=like),
+        grid=_grid(where, resolution, crs, like, record),
         dates=() if isinstance(when, DateRange) else when,
         bands=band_ids,
         indices=index_layers,
@@ -87,6 +89,8 @@ def resolve(
         pixels=pixels,
         allow_partial=allow_partial,
     )
+    if record is not None:
+        record.check(cube, None)
     window = cube.grid.window
     # Only a small area can lie between the pixels; a large one would take long to look through.
     if max(window.shape) <= SIDE and cube.wanted(PixelSet(window)) is None:
@@ -95,7 +99,7 @@ def resolve(
             hint='Use pixels="intersect", a finer resolution, or a larger area.',
         )
     info, entries = _loop.run(_ask(settings, cube, when))
-    if info.bands is not None and len(cube.layers) > info.bands:
+    if settings.store is None and info.bands is not None and len(cube.layers) > info.bands:
         raise BandLimitError(
             f"{len(cube.layers)} layers are asked for; the account's MaxTotalBands is {info.bands}",
             hint="Ask for fewer bands and indices. Indices can also be computed from bands.",
@@ -103,6 +107,16 @@ def resolve(
     if isinstance(when, DateRange):
         cube = replace(cube, dates=_common_dates(entries, cube, when))
     return cube
+
+
+def _grid(where: Area, resolution: int | None, crs: Any, like: Any, record: Record | None) -> Grid:
+    """Settle the grid; where nothing is said, that of the store counts."""
+    if record is not None and like is None:
+        own = record.cube.grid
+        if crs is None or (isinstance(crs, str) and crs.lower() == "auto"):
+            crs = own.epsg
+        resolution = own.resolution if resolution is None else resolution
+    return resolve_grid(where, resolution=resolution, crs=crs, like=like)
 
 
 async def _ask(
@@ -134,9 +148,9 @@ def _common_dates(
     lists: list[set[dt.date]] = []
     others = []
     for entry in entries:
-        has = [str(name) for name in _listed(entry, "SatelliteConstellations")]
+        has = [str(name) for name in listed(entry, "SatelliteConstellations")]
         if (str(entry.get("Model", "")).lower(), {name.lower() for name in has}) == wanted:
-            lists += [_days(part) for part in _listed(entry, "DatesByGeog")]
+            lists += [days(part) for part in listed(entry, "DatesByGeog")]
         else:
             others.append(clean(f"{entry.get('Model')} ({', '.join(has)})"))
     joined = set.union if cube.allow_partial else set.intersection
@@ -164,22 +178,31 @@ def _place(cube: Cube) -> str:
     )
 
 
-def _days(part: Any) -> set[dt.date]:
+def days(part: Any) -> set[dt.date]:
+    """Give the dates of a sub-area in the date search's answer."""
     try:
-        return {dt.date.fromisoformat(str(day)[:10]) for day in _listed(part, "Dates")}
+        return {dt.date.fromisoformat(str(day)[:10]) for day in listed(part, "Dates")}
     except ValueError:
         raise UnexpectedResponseError("the date search answered with unreadable dates") from None
 
 
-def _listed(part: Any, name: str) -> list[Any]:
+def listed(part: Any, name: str) -> list[Any]:
     """Give a list out of the service's answer; an absent one is empty."""
     values = part.get(name) if isinstance(part, Mapping) else False
     if values is not None and not isinstance(values, list):
-        raise UnexpectedResponseError(f"the date search answered with unreadable {name}")
+        raise UnexpectedResponseError(f"the service answered with unreadable {name}")
     return values or []
 
 
-def _names(values: Any) -> tuple[str, ...]:
+def model_name(value: Any) -> str:
+    """Check the ``model`` option; the service has the last word."""
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidOptionError("model must be a name, e.g. 'Stratus2'")
+    return value.strip()
+
+
+def constellation_names(values: Any) -> tuple[str, ...]:
+    """Check the ``constellations`` option."""
     one = isinstance(values, str) or not isinstance(values, Iterable)
     names = (values,) if one else tuple(values)
     if not names or not all(isinstance(name, str) and name.strip() for name in names):

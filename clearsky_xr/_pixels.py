@@ -68,25 +68,28 @@ class Window:
         """Move the window."""
         return Window(self.row0 + rows, self.row1 + rows, self.col0 + cols, self.col1 + cols)
 
-    def halves(self, lattice: int = 1) -> tuple[Window, Window]:
-        """Cut the longer side in two, on a multiple of `lattice` where there is one inside."""
+    def halves(self, lattice: int = 1, corner: tuple[int, int] = (0, 0)) -> tuple[Window, Window]:
+        """Cut the longer side in two, on a multiple of `lattice` where there is one inside.
+
+        Multiples are counted from `corner`, (row, column).
+        """
         height, width = self.shape
         if height >= width:
-            cut = _cut(self.row0, self.row1, lattice)
+            cut = _cut(self.row0, self.row1, lattice, corner[0])
             return (
                 Window(self.row0, cut, self.col0, self.col1),
                 Window(cut, self.row1, self.col0, self.col1),
             )
-        cut = _cut(self.col0, self.col1, lattice)
+        cut = _cut(self.col0, self.col1, lattice, corner[1])
         return (
             Window(self.row0, self.row1, self.col0, cut),
             Window(self.row0, self.row1, cut, self.col1),
         )
 
 
-def _cut(start: int, stop: int, lattice: int) -> int:
+def _cut(start: int, stop: int, lattice: int, origin: int) -> int:
     middle = (start + stop) // 2
-    aligned = round(middle / lattice) * lattice
+    aligned = origin + round((middle - origin) / lattice) * lattice
     return aligned if start < aligned < stop else middle
 
 
@@ -152,8 +155,8 @@ class PixelSet:
         view &= ~other.dense[other.window.slices(shared)]
         return PixelSet(self.window, mask).tight()
 
-    def split(self, lattice: int = 1) -> Iterator[PixelSet]:
+    def split(self, lattice: int = 1, corner: tuple[int, int] = (0, 0)) -> Iterator[PixelSet]:
         """Yield the non-empty halves of the set, cut across its longer side."""
-        for half in self.window.halves(lattice):
+        for half in self.window.halves(lattice, corner):
             if (part := self.crop(half).tight()) is not None:
                 yield part

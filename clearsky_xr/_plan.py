@@ -30,7 +30,7 @@ MOST_CREDITS: Final = 2000.0
 MOST_TEXT: Final = 2**20
 
 # Splits fall on multiples of this many pixels where they can, so that cubes that
-# overlap ask for the same windows.
+# overlap ask for the same windows, and stores for whole blocks.
 _LATTICE: Final = 256
 
 
@@ -44,10 +44,13 @@ class Bounds:
         Size of the raster, pixels.
     area_km2 : float
         ``MaxCompositeAreaKm2`` of the account.
+    corner : tuple of int
+        Row and column from which the places of splits are counted.
     """
 
     pixels: int
     area_km2: float = float("inf")
+    corner: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         # What the smallest charge buys; below it each pixel might become a request of its own.
@@ -165,7 +168,7 @@ def _split(
     # the common lattice.
     apart = tuple(_cut(pixels))
     if sum(part.window.size for part in apart) > pixels.window.size / 2:
-        apart = tuple(pixels.split(_LATTICE))
+        apart = tuple(pixels.split(_LATTICE, bounds.corner))
     return tuple(
         piece for part in apart for piece in cover(part, epsg, resolution, bounds, billing)
     )

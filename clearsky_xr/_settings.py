@@ -13,13 +13,18 @@ import operator
 import os
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
+from ._budget import Purse, checked_limit
+from ._location import Location, resolve_location
 from .errors import CredentialsError, InvalidOptionError
 
 OnLost = Literal["retry", "raise"]
+#: What to do about pixels that a store does not have.
+Missing = Literal["buy", "raise", "nan"]
 
 #: The service's address (contract, section 1).
 SERVICE: Final = "https://api.clearsky.vision"
@@ -89,16 +94,32 @@ class Settings:
         Most requests of this cube in flight; None leaves it to the account.
     on_lost : {"retry", "raise"}
         What to do when a download was sent and its answer was lost.
+    store : Location or None
+        Where paid pixels are kept.
+    missing : {"buy", "raise", "nan"}
+        What to do about pixels that the store does not have.
+    purse : Purse or None
+        What may be spent.
     """
 
     base_url: str
     key: KeyReference
     concurrency: int | None = None
     on_lost: OnLost = "retry"
+    store: Location | None = None
+    missing: Missing = "buy"
+    purse: Purse | None = None
 
 
 def resolve_settings(
-    *, api_key: str | None, base_url: str | None, concurrency: int | None, on_lost: OnLost
+    *,
+    api_key: str | None,
+    base_url: str | None,
+    concurrency: int | None = None,
+    on_lost: OnLost = "retry",
+    store: Any = None,
+    storage_options: Mapping[str, Any] | None = None,
+    max_credits: float | None = None,
 ) -> Settings:
     """Check the options that say how to reach the service.
 
@@ -126,7 +147,14 @@ def resolve_settings(
         )
     url = base_url or os.environ.get(URL_VARIABLE, "").strip() or SERVICE
     most = None if concurrency is None else operator.index(concurrency)
-    return Settings(_checked_url(url), _reference(api_key), most, on_lost)
+    where = resolve_location(store, storage_options)
+    purse = None if max_credits is None else Purse(secrets.token_hex(8), checked_limit(max_credits))
+    return Settings(_checked_url(url), _reference(api_key), most, on_lost, where, purse=purse)
+
+
+def offline(location: Location, missing: Missing) -> Settings:
+    """Give settings under which a store is read and nothing is sent anywhere."""
+    return Settings("", KeyReference(f"env:{KEY_VARIABLE}"), store=location, missing=missing)
 
 
 def _reference(api_key: Any) -> KeyReference:

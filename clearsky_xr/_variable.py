@@ -7,13 +7,14 @@ whole chunks, and every pixel of those chunks would be paid for.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, Self
 
 import numpy as np
 import xarray as xr
 from xarray.core.indexing import ImplicitToExplicitIndexingAdapter, OuterIndexer
 
-from ._array import ClearSkyArray
+from ._array import ClearSkyArray, origin, unwrapped
 from ._interrupt import watch_dask
 from ._notices import warn
 from ._plan import MINIMUM
@@ -65,15 +66,38 @@ class CubeVariable(xr.Variable):
         """
         plain = super().chunk(*args, **kwargs)
         behind = _behind(self._data)
-        lazy = self._data if _origin(self._data) else behind
+        lazy = self._data if origin(self._data) else behind
         if lazy is None or plain.data is self._data:
             return plain
         if behind is not None and _finer(plain, self):
             return plain  # smaller windows would cost more than cutting what one window brings
         if behind is None:
-            _warn_of_small_windows(plain, _origin(self._data))
+            _warn_of_small_windows(plain, origin(self._data))
         name = getattr(self._data, "name", plain.data.name)
         return plain._replace(data=_dask_array(lazy, plain.data.chunks, name))
+
+
+def decode(encoded: xr.Dataset, decoders: Mapping[str, Any]) -> xr.Dataset:
+    """Decode a lazy cube's coordinates, and make its variables hand selections down.
+
+    Parameters
+    ----------
+    encoded : xarray.Dataset
+        Its pixels are masked and scaled as they arrive.
+    decoders : mapping
+        Options of `xarray.decode_cf`; None is xarray's default.
+    """
+    given = {name: value for name, value in decoders.items() if value is not None}
+    decoded = xr.decode_cf(encoded, mask_and_scale=False, **given)
+    names = [name for name in decoded.data_vars if name in encoded.data_vars]
+    decoded = decoded.assign(
+        {
+            name: CubeVariable(v.dims, v._data, v.attrs, v.encoding, fastpath=True)
+            for name, v in ((name, decoded[name].variable) for name in names)
+        }
+    )
+    decoded.encoding = encoded.encoding
+    return decoded
 
 
 def _blocks(variable: xr.Variable) -> dict[Any, int]:
@@ -86,13 +110,13 @@ def _finer(new: xr.Variable, old: xr.Variable) -> bool:
     return any(n > before[dim] for dim, n in _blocks(new).items() if dim != "time")
 
 
-def _warn_of_small_windows(variable: xr.Variable, origin: ClearSkyArray | None) -> None:
+def _warn_of_small_windows(variable: xr.Variable, array: ClearSkyArray | None) -> None:
     """Warn of chunks of which each costs the smallest charge for less than it pays for."""
     sizes = dict(zip(variable.dims, variable.data.chunksize, strict=True))
     pieces = _blocks(variable).get("y", 1) * _blocks(variable).get("x", 1)
-    if origin is None or pieces == 1 or not {"y", "x"} <= set(sizes):
+    if array is None or pieces == 1 or not {"y", "x"} <= set(sizes):
         return
-    km2 = sizes["y"] * sizes["x"] * (origin.cube.grid.resolution / 1000) ** 2
+    km2 = sizes["y"] * sizes["x"] * (array.cube.grid.resolution / 1000) ** 2
     if km2 < 10 * MINIMUM:
         warn(
             f"chunks of {sizes['y']} x {sizes['x']} px are requests of {MINIMUM} credits each, "
@@ -107,17 +131,15 @@ def buys_whole_chunks(variable: xr.Variable) -> bool:
         return False
     layers = variable.data.dask.layers
     return any(
-        _origin(layer[name]) is not None
+        origin(layer[name]) is not None
         for name, layer in layers.items()
         if name.startswith("original-") and name in layer
     )
 
 
-def _origin(array: Any) -> ClearSkyArray | None:
-    """Look for our array under xarray's wrappers."""
-    while array is not None and not isinstance(array, ClearSkyArray):
-        array = getattr(array, "array", None)
-    return array
+def behind(variable: xr.Variable) -> ClearSkyArray | None:
+    """Find the cube's array of which a variable is a selection, lazy or fresh from Dask."""
+    return origin(variable._data) or origin(_behind(variable._data))
 
 
 def _behind(data: Any) -> Any:
@@ -127,7 +149,7 @@ def _behind(data: Any) -> Any:
     if key not in layers:
         return None
     lazy = layers[key][key].array
-    return lazy if _origin(lazy) else None
+    return lazy if origin(lazy) else None
 
 
 def _dask_array(lazy: Any, chunks: Any, name: str) -> Any:
@@ -136,11 +158,8 @@ def _dask_array(lazy: Any, chunks: Any, name: str) -> Any:
     from dask.base import tokenize
 
     watch_dask()
-    asked = [_origin(lazy), chunks]
-    wrapper = lazy
-    while wrapper is not None:
-        asked.append(getattr(getattr(wrapper, "key", None), "tuple", None))
-        wrapper = getattr(wrapper, "array", None)
+    keys = [getattr(getattr(array, "key", None), "tuple", None) for array in unwrapped(lazy)]
+    asked = [origin(lazy), chunks, *keys]
     return da.from_array(  # type: ignore[no-untyped-call]
         ImplicitToExplicitIndexingAdapter(lazy, OuterIndexer),
         chunks,

@@ -11,7 +11,9 @@ The class says what a handler should do; ``kind`` says the cause in one word;
     │   ├── InvalidTimeError
     │   ├── InvalidBandError
     │   ├── InvalidGridError
-    │   └── InvalidOptionError
+    │   ├── InvalidOptionError
+    │   └── StoreMismatchError         the store keeps another cube
+    ├── BudgetError                    a limit of yours; refused before it was sent
     ├── CredentialsError               no key, or one that the service refuses
     ├── ServiceError                   the service said no
     │   ├── ValidationError            992, 993: the body was refused
@@ -23,7 +25,10 @@ The class says what a handler should do; ``kind`` says the cause in one word;
     │   ├── NotOrderedError            1006
     │   └── ServiceUnavailableError    5xx or no connection, until the deadline
     ├── LostDownloadError              sent, no complete answer: perhaps charged
+    ├── PlanIncomplete                 what an expression would buy cannot be told
     ├── SpoolError                     paid bytes are gone from this process's disk
+    ├── StoreError                     the store cannot be used; it is left as it is
+    │   └── NotBoughtError             offline, and the store has no such pixels
     └── UnexpectedResponseError        an answer that is not what was asked
         └── UnexpectedImageError       paid bytes that are not the image asked
             └── GridMismatchError      ... that lie on another pixel grid
@@ -98,6 +103,12 @@ class ClearSkyError(Exception):
         """
         return _rebuild(type(self), self.message, self._words(), {**details, **self.details})
 
+    def advise(self, advice: str, /, **details: Any) -> Self:
+        """Give a copy whose hint goes on with `advice`, and that knows more."""
+        words = self._words()
+        words["hint"] = f"{self.hint}\n{advice}" if self.hint else advice
+        return _rebuild(type(self), self.message, words, {**details, **self.details})
+
 
 _E = TypeVar("_E", bound=ClearSkyError)
 
@@ -142,6 +153,21 @@ class InvalidOptionError(InputError):
     kind = "option"
 
 
+class StoreMismatchError(InputError):
+    """What is asked for does not fit what the store keeps; nothing was overwritten."""
+
+    kind = "store_mismatch"
+
+
+class BudgetError(ClearSkyError):
+    """A download does not fit into ``max_credits=`` or `clearsky_xr.budget`; it was not sent.
+
+    ``details`` holds ``limit``, ``asked`` and ``left``, credits.
+    """
+
+    kind = "budget"
+
+
 class CredentialsError(ClearSkyError):
     """There is no API key, or the service refuses the one there is (401, 403)."""
 
@@ -152,7 +178,9 @@ class ServiceError(ClearSkyError):
     """The service refused, and repeating the same request will not help.
 
     ``details`` holds ``status`` (HTTP), ``code`` (``Error.Code``) and, for
-    validation errors, ``fields``.
+    validation errors, ``fields``. When a download fails with 994, 1002 or 1006 the free
+    availability call is asked as well: its answer is in ``availability``
+    (`clearsky_xr.Availability`), and in words in the hint.
     """
 
     kind = "refused"
@@ -214,10 +242,28 @@ class LostDownloadError(ClearSkyError):
     spent = "maybe"
 
 
+class PlanIncomplete(ClearSkyError):  # noqa: N818  says what the plan is, as asyncio's do
+    """What an expression would buy cannot be told. Nothing was sent; it can still be computed."""
+
+    kind = "plan"
+
+
 class SpoolError(ClearSkyError):
     """A paid answer has vanished from the temporary folder. Computing again buys it again."""
 
     kind = "spool"
+
+
+class StoreError(ClearSkyError):
+    """The store cannot be used: foreign, newer, damaged, out of reach. It is left as it is."""
+
+    kind = "store"
+
+
+class NotBoughtError(StoreError):
+    """A computation touched pixels that the store does not have, and nothing may be bought."""
+
+    kind = "not_bought"
 
 
 class UnexpectedResponseError(ClearSkyError):

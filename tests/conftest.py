@@ -38,6 +38,7 @@ def own_accounts() -> Iterator[None]:
 
     _loop.run(close())
     accounts.clear()
+    _account.process().stocks.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -17,14 +17,16 @@ ROOT = Path(clearsky_xr.__file__).parent
 # From below. A module imports from lower floors, and of its own floor what stands before it; but
 # the modules of floor 2, each a door to something outside, know nothing of each other.
 FLOORS = [
-    ["errors", "_pixels", "_bands", "_area", "_dates", "_grid", "_mask", "_geometry", "_request",
-     "_cube"],
-    ["_clock", "_settings", "_retry", "_answers", "_budget", "_gate", "_selection", "_plan",
-     "_notices"],
-    ["_client", "_geotiff", "_spool", "_loop"],
-    ["_account", "_purchase", "_fetch", "_array", "_dataset", "_open",
-     "_interrupt"],
-    ["_api", "_variable", "_backend", "_sample", "_demo", "cli", "__init__"],
+    ["errors", "_pixels", "_blocks", "_bands", "_area", "_dates", "_grid", "_mask", "_geometry",
+     "_request", "_cube"],
+    ["_clock", "_location", "_budget", "_settings", "_retry", "_answers", "_gate", "_selection",
+     "_plan", "_layers", "_record", "_notices", "_availability", "_explain"],
+    ["_client", "_geotiff", "_holdings", "_spool", "_sidecar", "_store", "_loop"],
+    ["_account", "_purchase", "_service", "_stock", "_stored", "_fetch", "_prefetch",
+     "_array", "_hidden", "_graph", "_quote", "_planned", "_dataset",
+     "_prepare", "_open", "_interrupt"],
+    ["_api", "_catalogue", "_variable", "_accessor", "_backend", "_progress", "_sample", "_demo",
+     "cli", "__init__"],
 ]  # fmt: skip
 DOORS = 2
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}

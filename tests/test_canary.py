@@ -320,6 +320,57 @@ def test_an_error_of_opening(serve, name: str) -> None:
     search_all(caught.value)
 
 
+def test_free_questions(canary: Server) -> None:
+    options = access(canary)
+    for thing in (
+        clearsky_xr.account(**options),
+        clearsky_xr.models(**options),
+        clearsky_xr.dates(FARM, SPRING, **options),
+        clearsky_xr.availability(FARM, DAY, **options),
+    ):
+        hidden(repr(thing), str(thing), pickled(thing))
+    assert {e.endpoint for e in canary.ledger()} == {
+        "account", "apikey", "models", "search", "available",
+    }  # fmt: skip
+
+
+# The key comes back in the old account call, and in pages that show what was sent.
+GIVEN_BACK = {
+    "list": faults.Answer(200, b'{"Data": ["%s"]}' % KEY.encode()),
+    "cut": faults.Answer(200, b'{"Data": {"Key": "%s", "Cre' % KEY.encode()),
+    "page": faults.Answer(500, b"<pre>x-api-key: %s</pre>" % KEY.encode(), "text/html"),
+    "message": faults.Answer(
+        400, b'{"Error": {"Message": "no %s", "Code": 7}, "Data": {"%s": "a"}}'
+        % (KEY.encode(), KEY.encode()),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("fake_time")
+@pytest.mark.parametrize("name", GIVEN_BACK)
+@pytest.mark.parametrize("endpoint", ["account", "apikey", "models", "composite"])
+def test_an_answer_that_gives_the_key_back(
+    serve, name: str, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(
+        api_key=KEY, faults=[Fault("given back", GIVEN_BACK[name], endpoint=endpoint, times=None)]
+    )
+    options = access(server)
+    try:
+        if endpoint == "composite":
+            xr.open_dataset(FARM, engine="clearsky", time=DAY, **options).load()
+        elif endpoint == "models":
+            clearsky_xr.models(**options)
+        else:
+            hidden(repr(clearsky_xr.account(**options)))
+            assert endpoint == "apikey"  # what is refused for good is left unknown
+    except errors.ClearSkyError as error:
+        search_all(error)
+        hidden(str(error).replace("(key)", ""))
+    else:
+        assert endpoint == "apikey"
+
+
 @pytest.mark.usefixtures("fake_time")
 def test_an_unreachable_service(serve) -> None:
     server = serve(api_key=KEY)

@@ -22,7 +22,7 @@ def drawn():
     """(name, name of the parent) of the tree at the head of the module."""
     path, pairs = [], []
     for line in errors.__doc__.split("::")[1].splitlines():
-        found = re.match(r"    ([│├└─ ]*)(\w+(?:Error|Warning))\b(?: \((\w+)\))?", line)
+        found = re.match(r"    ([│├└─ ]*)(\w+(?:Error|Warning|Incomplete))\b(?: \((\w+)\))?", line)
         if found:
             depth = len(found[1]) // 4
             path[depth:] = [found[2]]
@@ -106,6 +106,19 @@ def test_at_gives_a_copy_that_says_where(cls):
     # What the error knows already is nearer to the cause.
     assert told.at(date="2026-01-01").details["date"] == "2025-06-01"
     assert make(cls).at(status=500).kind == "odd"
+
+
+@by_name
+def test_advise_gives_a_copy_whose_hint_goes_on(cls):
+    error = cls("it went wrong", hint="mend it", code=1006)
+    told = error.advise("or leave it", cause="rain", advice="none")
+    assert (error.hint, error.details) == ("mend it", {"code": 1006})
+    assert (type(told), told.message, told.kind, told.spent) == (
+        cls, error.message, error.kind, error.spent,
+    )  # fmt: skip
+    assert told.hint == "mend it\nor leave it"
+    assert told.details == {"code": 1006, "cause": "rain", "advice": "none"}
+    assert cls("short").advise("why").hint == "why"
 
 
 @by_name

@@ -259,10 +259,10 @@ def test_requests_are_split_by_the_accounts_area(serve) -> None:
 
 
 def test_requests_are_split_by_memory(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    from clearsky_xr import _purchase
+    from clearsky_xr import _service
 
     whole = lazy(server, time=["2025-04-01"]).reflectance.values
-    monkeypatch.setattr(_purchase, "RASTER_BYTES", 2 * 10 * 2000)
+    monkeypatch.setattr(_service, "RASTER_BYTES", 2 * 10 * 2000)
     small = lazy(server, time=["2025-04-06"]).load()
     requests = [e for e in paid(server) if str(e.date) == "2025-04-06"]
     assert len(requests) >= 5

@@ -216,7 +216,7 @@ FORK = """
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert sorted(os.listdir(folder)) == files
-    _account.process().spool._recent.clear()  # so that it is the disk that is read
+    _account.process().recent._values.clear()  # so that it is the disk that is read
     ds.copy().load()
     print("parent", str(folder))
 """

@@ -24,7 +24,8 @@ MODULES = ["clearsky_xr", "clearsky_xr.sandbox", "clearsky_xr.sandbox.faults"]
 # The names that were promised, in the order of the promise.
 OPTIONS = [
     "time", "bands", "indices", "resolution", "crs", "like", "model", "constellations", "clip",
-    "pixels", "allow_partial", "concurrency", "on_lost", "api_key", "base_url", "drop_variables",
+    "pixels", "allow_partial", "concurrency", "on_lost", "max_credits", "api_key", "base_url",
+    "store", "storage_options", "drop_variables",
 ]  # fmt: skip
 # What belongs to xarray itself, and is not handed to a backend.
 XARRAYS_OWN = {
@@ -104,9 +105,37 @@ def test_xarray_hands_every_decoder_argument_over() -> None:
 def test_resolve_takes_what_makes_a_cube() -> None:
     opening = inspect.signature(clearsky_xr.open_timeseries).parameters
     resolving = inspect.signature(clearsky_xr.resolve).parameters
-    without = {"concurrency", "on_lost", "drop_variables", "chunks", "cache", *decoders()}
+    without = {
+        "concurrency",
+        "on_lost",
+        "max_credits",
+        "store",
+        "storage_options",
+        "drop_variables",
+    }
+    without |= {"chunks", "cache", *decoders()}
     assert set(resolving) == set(opening) - without
     assert [p.default for p in resolving.values()] == [opening[n].default for n in resolving]
+
+
+def test_the_free_questions_take_what_opening_takes() -> None:
+    opening = inspect.signature(clearsky_xr.open_timeseries).parameters
+    promised = {
+        "dates": ["area", "time", "model", "constellations", "api_key", "base_url"],
+        "availability": [
+            "area", "date", "bands", "crs", "model", "constellations", "api_key", "base_url",
+        ],
+        "account": ["api_key", "base_url"],
+        "models": ["api_key", "base_url"],
+    }  # fmt: skip
+    for name, options in promised.items():
+        parameters = inspect.signature(getattr(clearsky_xr, name)).parameters
+        assert list(parameters) == options
+        for option in set(options) & set(opening) - {"area", "time"}:
+            assert parameters[option].kind == inspect.Parameter.KEYWORD_ONLY
+            # Of which model to list the dates is for once not to be said.
+            if (name, option) != ("dates", "model"):
+                assert parameters[option].default == opening[option].default
 
 
 def public() -> Iterator[tuple[str, Any]]:
@@ -182,7 +211,13 @@ def test_everything_public_is_documented(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["clearsky_xr", "clearsky_xr._api", "clearsky_xr._sample", "clearsky_xr.sandbox._serve"],
+    [
+        "clearsky_xr",
+        "clearsky_xr._api",
+        "clearsky_xr._catalogue",
+        "clearsky_xr._sample",
+        "clearsky_xr.sandbox._serve",
+    ],
 )
 def test_examples_run(name: str) -> None:
     module = importlib.import_module(name)

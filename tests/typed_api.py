@@ -15,8 +15,8 @@ import shapely
 import xarray as xr
 
 import clearsky_xr
-from clearsky_xr import Cube, errors
-from clearsky_xr.sandbox import Account, Fault, LedgerEntry, Order, Server, serve
+from clearsky_xr import AccountStatus, Availability, Cube, errors
+from clearsky_xr.sandbox import Account, Fault, Hole, LedgerEntry, Order, Server, serve
 
 AREA = (15.05, 46.05, 15.06, 46.06)
 
@@ -38,8 +38,11 @@ def opening() -> None:
         allow_partial=True,
         concurrency=2,
         on_lost="raise",
+        max_credits=5,
         api_key="key",
         base_url="sandbox",
+        store="s3://bucket/fields.zarr",
+        storage_options={"anon": False},
         chunks={"time": 1},
         cache=False,
         drop_variables="mine",
@@ -47,6 +50,9 @@ def opening() -> None:
     )
     clearsky_xr.open_timeseries(Path("field.geojson"), slice("2025-04", None), bands="rgb")
     clearsky_xr.open_timeseries(AREA, "2025-06", bands=None, indices="ndvi", chunks=None)
+    assert_type(clearsky_xr.open_store(Path("fields.zarr"), indices="ndvi"), xr.Dataset)
+    clearsky_xr.open_store("memory://fields.zarr", missing="nan", chunks=None)
+    clearsky_xr.open_store("fields.zarr", missing="buy")  # type: ignore[arg-type]
 
 
 def refused() -> None:
@@ -83,6 +89,24 @@ def money() -> None:
     assert_type(spent.requests, int)
 
 
+def asking() -> None:
+    assert_type(clearsky_xr.dates(AREA, "2025-06"), pd.DataFrame)
+    clearsky_xr.dates(shapely.box(*AREA), [dt.date(2025, 4, 1)], model="Stratus2", api_key="key")
+    ready = clearsky_xr.availability(AREA, dt.date(2025, 6, 5), bands=["red"], crs=32633)
+    assert_type(ready, Availability)
+    assert_type(ready.ready, bool)
+    assert_type(ready.why, str)
+    assert_type(ready.fully_available, bool | None)
+    if ready.kind == "incomplete":
+        ready.ready = True  # type: ignore[misc]
+    status = clearsky_xr.account(base_url="sandbox")
+    assert_type(status, AccountStatus)
+    assert_type(status.credits, float | None)
+    assert_type(clearsky_xr.models(), pd.DataFrame)
+    clearsky_xr.availability(AREA)  # type: ignore[call-arg]
+    clearsky_xr.dates(AREA, "2025-06", "Stratus2")  # type: ignore[call-arg]
+
+
 def handling() -> None:
     try:
         clearsky_xr.open_timeseries(AREA, "2025-06")
@@ -105,5 +129,7 @@ def emulating() -> None:
         server.inject(Fault.status(503, times=2))
     with clearsky_xr.sandbox.serve(accounts=[Account()], faults=[Fault.lost().on(first=3)]):
         pass
+    serve(holes=[Hole("pending", start=dt.date(2025, 4, 1))], orders=[Order(storage_months=2)])
+    Hole("water")  # type: ignore[arg-type]
     serve(billing="weight")  # type: ignore[arg-type]
     serve(2)  # type: ignore[call-arg]

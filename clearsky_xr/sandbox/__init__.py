@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from ._accounts import Account, Order
 from ._embedded import embedded
+from ._holes import Hole
 from ._ledger import LedgerEntry
 from ._serve import serve
 from ._server import Server
 from .faults import Fault
 
-__all__ = ["Account", "Fault", "LedgerEntry", "Order", "Server", "embedded", "serve"]
+__all__ = ["Account", "Fault", "Hole", "LedgerEntry", "Order", "Server", "embedded", "serve"]

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Literal
 
 import shapely
@@ -20,7 +20,8 @@ from ._models import MODELS
 
 Overload = Literal["1003", "429"]
 
-_WORLD = "POLYGON ((-180 -90, -180 90, 180 90, 180 -90, -180 -90))"
+#: The whole of it, EPSG:4326.
+WORLD = "POLYGON ((-180 -90, -180 90, 180 90, 180 -90, -180 -90))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +43,20 @@ class Order:
         (contract, section 10).
     reference_date : date
         Anchor of the cadence.
+    storage_months : int or None
+        When set, images of a month are kept until the end of the next month, and this
+        many months longer (contract, section 8.4); None keeps them for ever. Days of
+        production are not emulated: an image counts as produced on its own date.
     """
 
-    wkt: str = _WORLD
+    wkt: str = WORLD
     model: str = "Stratus2"
     constellations: tuple[str, ...] = ("Sentinel1", "Sentinel2", "Landsat89")
     start: date | None = None
     end: date | None = None
     frequency: int = 1
     reference_date: date = date(2025, 1, 1)
+    storage_months: int | None = None
     area: BaseGeometry = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -59,6 +65,8 @@ class Order:
             raise ValueError(f"unknown model {self.model!r}; the sandbox has {known}")
         if not 1 <= self.frequency <= 7:
             raise ValueError(f"frequency must be 1 to 7 days, got {self.frequency}")
+        if self.storage_months is not None and self.storage_months < 0:
+            raise ValueError(f"storage_months must not be negative, got {self.storage_months}")
         area = shapely.from_wkt(self.wkt)
         shapely.prepare(area)
         object.__setattr__(self, "area", area)
@@ -76,6 +84,14 @@ class Order:
     def on_cadence(self, day: date) -> bool:
         """Whether the order's cadence produces an image of the day."""
         return (day - self.reference_date).days % self.frequency == 0
+
+    def keeps(self, day: date) -> bool:
+        """Whether an image of the day is still stored."""
+        if self.storage_months is None:
+            return True
+        now = datetime.now(UTC)
+        age = (now.year - day.year) * 12 + now.month - day.month
+        return age <= 1 + self.storage_months
 
 
 @dataclass(frozen=True, slots=True)

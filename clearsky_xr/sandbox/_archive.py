@@ -39,11 +39,11 @@ class Archive:
         return self.end or datetime.now(UTC).date() - timedelta(days=1)
 
     def __contains__(self, day: object) -> bool:
-        return (
-            isinstance(day, date)
-            and self.start <= day <= self.last
-            and (day - self.reference).days % self.cadence == 0
-        )
+        return isinstance(day, date) and self.start <= day <= self.last and self.on_cadence(day)
+
+    def on_cadence(self, day: date) -> bool:
+        """Whether the day is in the rhythm, inside the archive's time or not."""
+        return (day - self.reference).days % self.cadence == 0
 
     def days(self) -> Sequence[date]:
         """Give all days, ascending."""

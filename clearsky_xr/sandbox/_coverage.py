@@ -9,6 +9,8 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from ._accounts import Account, Order
+from ._holes import Hole
+from ._imagery import Imagery
 from ._query import Composite
 
 
@@ -38,35 +40,52 @@ def clip(orders: Iterable[Order], geometry: BaseGeometry) -> BaseGeometry:
     return _polygons(shapely.union_all(areas).intersection(geometry))
 
 
-def split(
-    orders: Sequence[Order], geometry: BaseGeometry
-) -> list[tuple[BaseGeometry, tuple[Order, ...]]]:
-    """Cut an area into parts that are covered by the same orders.
+def sub_areas(
+    orders: Sequence[Order], holes: Iterable[Hole], imagery: Imagery, geometry: BaseGeometry
+) -> list[tuple[BaseGeometry, list[date]]]:
+    """Cut an area into parts, and list the images of each.
+
+    What was produced is listed even if it is not stored any more, or restricted: the
+    search says what exists, not what can be served (contract, section 4.3).
 
     Returns
     -------
-    list of (geometry, orders)
-        Disjoint parts that some order covers, in EPSG:4326.
+    list of (geometry, dates)
+        Disjoint parts that some order covers and that lie in the data, in EPSG:4326.
     """
-    parts: list[tuple[BaseGeometry, tuple[Order, ...]]] = [(geometry, ())]
-    for order in orders:
+    holes = [hole for hole in holes if hole.kind != "restricted"]
+    found = []
+    for part, owners in _split([*orders, *holes], geometry):
+        ordered = [owner for owner in owners if isinstance(owner, Order)]
+        lacking = [owner for owner in owners if isinstance(owner, Hole)]
+        if ordered and not any(hole.kind == "outside" for hole in lacking):
+            days = [
+                day
+                for day in imagery.dates(part)
+                if any(order.in_period(day) and order.on_cadence(day) for order in ordered)
+                and not any(hole.in_period(day) for hole in lacking)
+            ]
+            found.append((part, days))
+    return found
+
+
+def _split(
+    owners: Iterable[Order | Hole], geometry: BaseGeometry
+) -> list[tuple[BaseGeometry, tuple[Order | Hole, ...]]]:
+    """Cut an area into disjoint parts that lie in the same orders and holes."""
+    parts: list[tuple[BaseGeometry, tuple[Order | Hole, ...]]] = [(geometry, ())]
+    for owner in owners:
         cut = []
-        for part, owners in parts:
-            if order.area.covers(part):
-                cut.append((part, (*owners, order)))
+        for part, earlier in parts:
+            if owner.area.covers(part):
+                cut.append((part, (*earlier, owner)))
                 continue
-            inside = _polygons(part.intersection(order.area))
-            outside = _polygons(part.difference(order.area))
-            cut.append((inside, (*owners, order)))
-            cut.append((outside, owners))
-        parts = [(part, owners) for part, owners in cut if not part.is_empty]
-    return [(part, owners) for part, owners in parts if owners]
-
-
-def ordered_days(orders: Iterable[Order], days: Iterable[date]) -> list[date]:
-    """Keep the days that some order produces."""
-    orders = tuple(orders)
-    return [day for day in days if any(o.in_period(day) and o.on_cadence(day) for o in orders)]
+            inside = _polygons(part.intersection(owner.area))
+            outside = _polygons(part.difference(owner.area))
+            cut.append((inside, (*earlier, owner)))
+            cut.append((outside, earlier))
+        parts = [(part, all_owners) for part, all_owners in cut if not part.is_empty]
+    return parts
 
 
 def _polygons(geometry: BaseGeometry) -> BaseGeometry:

@@ -14,6 +14,7 @@ from ._billing import MAXIMUM_CREDITS, area_km2, billed_km2, credits_of
 from ._errors import AREA_LIMIT, BAND_LIMIT, NO_IMAGE, NOT_ORDERED, ApiError
 from ._models import MODELS
 from ._query import Composite
+from ._readiness import Readiness
 from ._state import State
 
 Json = dict[str, Any]
@@ -101,14 +102,16 @@ def search(call: Call) -> Json:
         if query.constellations not in (None, constellations):
             continue
         parts = []
-        for part, owners in _coverage.split(orders, query.geometry):
-            days = [
+        for part, days in _coverage.sub_areas(
+            orders, call.state.holes, call.state.imagery, query.geometry
+        ):
+            asked = [
                 day
-                for day in _coverage.ordered_days(owners, call.state.imagery.dates(part))
+                for day in days
                 if (query.first is None or day >= query.first)
                 and (query.last is None or day <= query.last)
             ]
-            parts.append({"Wkt": part.wkt, "Dates": [day.isoformat() for day in days]})
+            parts.append({"Wkt": part.wkt, "Dates": [day.isoformat() for day in asked]})
         entries.append(
             {
                 "Model": model.name,
@@ -124,28 +127,26 @@ def search(call: Call) -> Json:
 def available(call: Call) -> Json:
     """``POST .../process/composite/available``: twelve booleans (contract, section 4.4)."""
     query = _validate.composite(call.body, _AVAILABLE)
-    assert query.day is not None
-    orders = _coverage.matching(call.holder.account, query)
-    current = [order for order in orders if order.in_period(query.day)]
-    exists = call.state.imagery.has(query.geometry, query.day)
-    met = _coverage.covers(current, query.geometry, partial=True)
-    full = exists and any(order.on_cadence(query.day) for order in current)
-    anywhere = bool(call.state.imagery.dates(query.geometry))
+    ready = _readiness(call, query)
+    anywhere = ready.in_data
     return {
         "IntersectedActiveZones": anywhere,
         "IntersectedActiveZonesUtmEpsg": anywhere,
-        "FullyAvailable": full,
-        "PartiallyAvailable": full,
+        "FullyAvailable": ready.complete,
+        "PartiallyAvailable": not ready.served.is_empty,
         "UncertaintyAvailable": False,
         "PartiallyUncertaintyAvailable": False,
         "PolygonInDataArea": anywhere,
-        "DataAvailableForUser": met,
-        "DataOnZoneDataFrequencyDate": exists,
-        "AllImagesPredicted": exists,
-        # The sandbox deletes nothing.
-        "AnyImageWithinStorageMonths": exists,
-        "OrdersCoverPolygon": _coverage.covers(current, query.geometry, partial=False),
+        "DataAvailableForUser": not ready.restricted,
+        "DataOnZoneDataFrequencyDate": ready.on_cadence,
+        "AllImagesPredicted": ready.predicted,
+        "AnyImageWithinStorageMonths": ready.stored,
+        "OrdersCoverPolygon": ready.ordered,
     }
+
+
+def _readiness(call: Call, query: Composite) -> Readiness:
+    return Readiness(call.holder.account, call.state.imagery, call.state.holes, query)
 
 
 def estimate(call: Call) -> Json:
@@ -199,22 +200,23 @@ def check_orders(call: Call, query: Composite) -> BaseGeometry:
     Returns
     -------
     shapely geometry
-        The ordered part of the asked area, EPSG:4326: all of it, unless a partial image
-        was allowed. What lies outside is no-data (contract, section 6.2).
+        The part of the asked area that has an image, EPSG:4326: all of it, unless a
+        partial image was allowed, or some lies outside the data. The rest is no-data
+        (contract, section 6.2).
 
     Raises
     ------
     ApiError
-        1006, then 1002.
+        1006, then 1002. Restricted, expired and partial images have the latter: their
+        codes are not documented, and its advice, to look at the availability, fits them.
     """
-    assert query.day is not None
-    orders = [o for o in _coverage.matching(call.holder.account, query) if o.in_period(query.day)]
-    if not _coverage.covers(orders, query.geometry, partial=query.allow_partial):
+    ready = _readiness(call, query)
+    if not (ready.ordered_partly if query.allow_partial else ready.ordered):
         raise ApiError(NOT_ORDERED, "The area or date is not covered by an order.")
-    produced = any(order.on_cadence(query.day) for order in orders)
-    if not produced or not call.state.imagery.has(query.geometry, query.day):
+    enough = not ready.served.is_empty if query.allow_partial else ready.complete
+    if ready.restricted or not enough:
         raise ApiError(NO_IMAGE, f"There is no image of {query.day} for the area.")
-    return _coverage.clip(orders, query.geometry)
+    return ready.served
 
 
 #: Free endpoints: (method, lower-case path) to (name in the ledger, handler).

@@ -68,6 +68,9 @@ class Imagery(Protocol):
     def has(self, area: BaseGeometry, day: date) -> bool:
         """Whether there is an image of the day somewhere in the area (EPSG:4326)."""
 
+    def on_cadence(self, day: date) -> bool:
+        """Whether images of such a day are made at all, sooner or later."""
+
     def read(self, block: Block, day: date, version: int) -> FloatArray:
         """Read pixels.
 

@@ -54,6 +54,10 @@ class Landscape:
         """Whether the archive has the day."""
         return day in self._archive
 
+    def on_cadence(self, day: date) -> bool:
+        """Whether the day is in the archive's rhythm."""
+        return self._archive.on_cadence(day)
+
     def read(self, block: Block, day: date, version: int) -> FloatArray:
         """Make pixels.
 

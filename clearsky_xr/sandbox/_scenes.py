@@ -93,6 +93,10 @@ class Scenes:
         """Whether there is a scene of the day in the area."""
         return any(s.day == day and _share_area(s.outline, area) for s in self._scenes)
 
+    def on_cadence(self, day: date) -> bool:
+        """Whether there is a scene of the day anywhere: files have no rhythm of their own."""
+        return any(s.day == day for s in self._scenes)
+
     def read(self, block: Block, day: date, version: int) -> FloatArray:  # noqa: ARG002  # as Imagery has it
         """Read pixels; `version` changes nothing, since files do not.
 

@@ -10,6 +10,7 @@ from datetime import date
 from ._accounts import Account, Order, Overload
 from ._archive import Archive
 from ._billing import Billing
+from ._holes import Hole
 from ._imagery import Imagery
 from ._landscape import Landscape
 from ._raster import Compression
@@ -39,6 +40,7 @@ def serve(
     billing: Billing = "geometry",
     overload: Overload = "1003",
     faults: Iterable[Fault] = (),
+    holes: Iterable[Hole] = (),
     plain: bool = False,
     compression: Compression = "deflate",
     memoize: bool = False,
@@ -91,6 +93,9 @@ def serve(
         How a request beyond `max_connections` is refused.
     faults : iterable of Fault
         What goes wrong, and when.
+    holes : iterable of Hole
+        Where there are no images although they were ordered: outside the data, access
+        restricted, or still to be predicted.
     plain : bool
         Striped GeoTIFFs without band descriptions.
     compression : {"deflate", "lzw", "zstd", "none"}
@@ -140,4 +145,4 @@ def serve(
     else:
         imagery = Scenes(scenes)
     behaviour = Behaviour(latency, bandwidth, billing, overload, plain, compression, memoize)
-    return Server(make_state(accounts, imagery, behaviour, faults), host, port)
+    return Server(make_state(accounts, imagery, behaviour, faults, holes), host, port)

@@ -10,6 +10,7 @@ from datetime import date
 from ._accounts import Account, Holder, Overload
 from ._billing import Billing
 from ._errors import ApiError
+from ._holes import Hole
 from ._imagery import Imagery
 from ._ledger import Ledger
 from ._raster import Compression
@@ -94,12 +95,15 @@ class State:
         The knobs.
     faults : Plan
         The faults.
+    holes : tuple of Hole
+        What the archive lacks.
     """
 
     holders: tuple[Holder, ...] = field(repr=False)
     imagery: Imagery
     behaviour: Behaviour
     faults: Plan
+    holes: tuple[Hole, ...] = ()
     ledger: Ledger = field(default_factory=Ledger)
     versions: Versions = field(default_factory=Versions)
 
@@ -122,6 +126,7 @@ def make_state(
     imagery: Imagery,
     behaviour: Behaviour,
     faults: Iterable[Fault],
+    holes: Iterable[Hole] = (),
 ) -> State:
     """Give the state of a fresh sandbox.
 
@@ -134,4 +139,4 @@ def make_state(
     if not accounts or len({account.key for account in accounts}) < len(accounts):
         raise ValueError("the sandbox needs one account or several with different keys")
     holders = tuple(Holder(a, f"account-{i}") for i, a in enumerate(accounts, 1))
-    return State(holders, imagery, behaviour, Plan(faults))
+    return State(holders, imagery, behaviour, Plan(faults), tuple(holes))

@@ -1,0 +1,282 @@
+"""What reads of cubes would send now: the purchase, gone through without buying."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import numpy as np
+
+from ._account import Account, process
+from ._blocks import Block
+from ._cube import Cube
+from ._fetch import Desk, open_desk
+from ._graph import Read
+from ._holdings import Holdings
+from ._pixels import PixelSet, Window
+from ._plan import Piece
+from ._request import Request
+from ._service import FromService, series_of
+from ._stored import FromStore
+
+# Side of the cells by which planned pixels are found again, pixels.
+_CELL: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Focus:
+    """Which pixels the result still tells apart; None along an axis means all of them.
+
+    Parameters
+    ----------
+    dates : frozenset of datetime.date or None
+    rows, cols : frozenset of int or None
+        On the lattice.
+    """
+
+    dates: frozenset[dt.date] | None = None
+    rows: frozenset[int] | None = None
+    cols: frozenset[int] | None = None
+
+    def count(self, pixels: PixelSet) -> int:
+        """Count the pixels in focus of a date that is."""
+        rows = _inside(self.rows, pixels.window.row0, pixels.window.row1)
+        cols = _inside(self.cols, pixels.window.col0, pixels.window.col1)
+        if rows is None and cols is None:
+            return len(pixels)
+        mask = pixels.dense
+        mask = mask if rows is None else mask[rows]
+        return int(np.count_nonzero(mask if cols is None else mask[:, cols]))
+
+
+def _inside(places: frozenset[int] | None, start: int, stop: int) -> list[int] | None:
+    """Give those of a range that are in focus, counted from its start; None if all are."""
+    if places is None or places.issuperset(range(start, stop)):
+        return None
+    return [place - start for place in places if start <= place < stop]
+
+
+@dataclass(slots=True)
+class Quote:
+    """What would be sent.
+
+    Parameters
+    ----------
+    requests : list of Request
+    useful : list of int
+        Pixels of each request that are asked for and in focus.
+    alone : float
+        Credits if nothing were shared or held.
+    whole_blocks : bool
+        Whether a store makes requests larger.
+    """
+
+    requests: list[Request] = field(default_factory=list)
+    useful: list[int] = field(default_factory=list)
+    alone: float = 0.0
+    whole_blocks: bool = False
+
+
+async def quote(reads: Sequence[Read], focus: Focus) -> Quote:
+    """Go through reads as a computation would; downloads nothing.
+
+    Whether polygons are billed by their bounding box is asked for where it matters,
+    which is free.
+    """
+    trials: dict[Hashable, _Trial] = {}
+    held: dict[int, _Held] = {}  # by holdings: cubes of one account share them
+    for read in reads:
+        if _name(read) not in trials:
+            desk = await open_desk(read.array.cube, read.array.settings)
+            trial = _Trial(desk)
+            trials[_name(read)] = trial
+            # What is held changes on the loop; the plan is of one moment, and made beside it.
+            own = held.setdefault(id(trial.holdings), _Held(trial.holdings.copy()))
+            trial.held = own
+    while True:
+        try:
+            work = partial(_go_through, [(read, trials[_name(read)]) for read in reads], focus)
+            return await process().in_thread(work)
+        except _Unsure as unsure:
+            await unsure.account.learn_billing(unsure.request)
+        for own in held.values():
+            own.planned.clear()
+            own.blocks.clear()
+        for trial in trials.values():
+            trial.covers.clear()
+
+
+def _name(read: Read) -> Hashable:
+    return read.array.cube.fingerprint, read.array.settings
+
+
+class _Unsure(Exception):  # noqa: N818  nothing went wrong
+    """Raised where the price depends on how polygons are billed, which is not known yet."""
+
+    def __init__(self, account: Account, request: Request) -> None:
+        super().__init__()
+        self.account = account
+        self.request = request
+
+
+class _Held:
+    """What would be held if everything planned so far had been bought."""
+
+    def __init__(self, holdings: Holdings) -> None:
+        self._holdings = holdings
+        self.planned: dict[Hashable, list[tuple[PixelSet, frozenset[str]]]] = {}
+        self.blocks: set[tuple[dt.date, Block]] = set()
+
+    def missing(
+        self, series: Hashable, layers: tuple[str, ...], pixels: PixelSet
+    ) -> PixelSet | None:
+        missing = self._holdings.find(series, layers, pixels)[2]
+        own, wanted = pixels.window, set(layers)
+        for cell in _cells(own):
+            for planned, brings in self.planned.get((series, cell), ()):
+                if missing is None:
+                    return None
+                other = planned.window
+                apart = (
+                    other.row1 <= own.row0
+                    or own.row1 <= other.row0
+                    or other.col1 <= own.col0
+                    or own.col1 <= other.col0
+                )
+                if not apart and brings >= wanted:
+                    rest = missing.without(planned)
+                    # The same object if nothing was taken away: covers are found again by it.
+                    missing = missing if rest is not None and len(rest) == len(missing) else rest
+        return missing
+
+    def add(self, series: Hashable, layers: tuple[str, ...], pixels: PixelSet) -> None:
+        for cell in _cells(pixels.window):
+            self.planned.setdefault((series, cell), []).append((pixels, frozenset(layers)))
+
+
+class _Trial:
+    """A desk at which nothing is bought."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        source = desk.source
+        self.store = source if isinstance(source, FromStore) else None
+        service = source.service if isinstance(source, FromStore) else source
+        assert service is None or isinstance(service, FromService)
+        self.service = service
+        self.holdings = Holdings() if service is None else service.holdings
+        self.held: _Held
+        self.covers: dict[PixelSet, tuple[Piece, ...]] = {}
+        self._wanted: dict[Hashable, PixelSet | None] = {}
+        self._areas: dict[Hashable, PixelSet | None] = {}
+
+    def wanted(self, pixels: PixelSet) -> PixelSet | None:
+        """Keep what belongs to the area; the same object for equal pixels."""
+        mask = None if pixels.mask is None else pixels.mask.tobytes()
+        name = (pixels.window, mask)
+        if name not in self._wanted:
+            self._wanted[name] = self.desk.cube.wanted(pixels)
+        return self._wanted[name]
+
+    def send(self, date: dt.date, wanted: PixelSet) -> list[Request]:
+        """Give the requests that would be sent for a date's pixels, and take note of them."""
+        service = self.service
+        if service is None:
+            return []
+        lacking: PixelSet | None = wanted
+        if self.store is not None:
+            stock = self.store.stock
+            known = self.store.known(wanted)
+            touched = [] if known is None else stock.store.blocks.touched(known)
+            absent = [
+                block
+                for block in stock.absent(date, touched)
+                if (date, block) not in self.held.blocks
+            ]
+            self.held.blocks.update((date, block) for block in absent)
+            lacking = self._area(tuple(absent)) if absent else None
+        if lacking is None:
+            return []
+        series = series_of(service.cube, date)
+        missing = self.held.missing(series, service.cube.layers, lacking)
+        if missing is None:
+            return []
+        requests = [service.request(date, piece) for piece in self.cover(date, missing)]
+        for request in requests:
+            self.held.add(series, request.layers, request.pixels)
+        return requests
+
+    def alone(self, date: dt.date, wanted: PixelSet) -> float:
+        """Give the price if nothing were held."""
+        if self.service is None:
+            return 0.0
+        lacking: PixelSet | None = wanted
+        if self.store is not None:
+            known = self.store.known(wanted)
+            blocks = () if known is None else self.store.stock.store.blocks.touched(known)
+            lacking = self._area(tuple(blocks)) if blocks else None
+        return sum(p.credits for p in self.cover(date, lacking)) if lacking is not None else 0.0
+
+    def cover(self, date: dt.date, pixels: PixelSet) -> tuple[Piece, ...]:
+        """Choose requests, once for all dates that want the same."""
+        service = self.service
+        assert service is not None
+        if pixels not in self.covers:
+            pieces = service.pieces(pixels)
+            unsure = next((piece for piece in pieces if piece.unsure), None)
+            if unsure is not None and service.account.billing is None:
+                raise _Unsure(service.account, service.request(date, unsure))
+            self.covers[pixels] = pieces
+        return self.covers[pixels]
+
+    def _area(self, blocks: tuple[Block, ...]) -> PixelSet | None:
+        assert self.store is not None
+        if blocks not in self._areas:
+            store = self.store.stock.store
+            self._areas[blocks] = store.record.cube.wanted(store.blocks.whole(blocks))
+        return self._areas[blocks]
+
+
+def _go_through(reads: Iterable[tuple[Read, _Trial]], focus: Focus) -> Quote:
+    found = Quote()
+    seen: dict[tuple[PixelSet, PixelSet], int] = {}
+    for read, trial in reads:
+        found.whole_blocks |= trial.store is not None
+        for date, wanted in _wants(read.array.cube, read, trial):
+            found.alone += trial.alone(date, wanted)
+            for request in trial.send(date, wanted):
+                found.requests.append(request)
+                pair = wanted, request.pixels
+                if pair not in seen:  # all dates of a window have the same
+                    seen[pair] = _used(wanted, request.pixels, focus)
+                told_apart = focus.dates is None or date in focus.dates
+                found.useful.append(seen[pair] if told_apart else 0)
+    return found
+
+
+def _used(wanted: PixelSet, brought: PixelSet, focus: Focus) -> int:
+    """Count the pixels of a request that are asked for and in focus."""
+    shared = brought.window & wanted.window
+    if not shared.size:
+        return 0
+    if wanted.mask is None and brought.mask is None:
+        return focus.count(PixelSet(shared))
+    mask = wanted.crop(shared).dense & brought.dense[brought.window.slices(shared)]
+    return focus.count(PixelSet(shared, mask))
+
+
+def _wants(cube: Cube, read: Read, trial: _Trial) -> Iterable[tuple[dt.date, PixelSet]]:
+    for tile in trial.desk.tiles(read.selection):
+        wanted = trial.wanted(tile.pixels)
+        if wanted is not None:
+            for date, _ in tile.dates:
+                yield cube.dates[date], wanted
+
+
+def _cells(window: Window) -> Iterable[tuple[int, int]]:
+    for row in range(window.row0 // _CELL, (window.row1 - 1) // _CELL + 1):
+        for col in range(window.col0 // _CELL, (window.col1 - 1) // _CELL + 1):
+            yield row, col

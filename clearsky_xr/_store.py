@@ -1,0 +1,351 @@
+"""The Zarr cube of paid pixels: plain enough for others, complete or absent block by block.
+
+One object holds one block of one date with all bands, so that it is there or not;
+its receipt is written before it. Whoever writes blocks never touches metadata; dates
+are declared in one step, under the sidecar's lock, that ends with the consolidated
+metadata.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import threading
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.abc.store import Store as ZarrBase
+from zarr.core.sync import sync
+from zarr.storage import FsspecStore, LocalStore
+
+from ._blocks import SIDE, Block, Blocks
+from ._layers import NODATA
+from ._location import Location
+from ._pixels import Window
+from ._record import Record, loads
+from .errors import StoreError
+
+#: Attribute of the root group that makes a Zarr cube a store.
+RECORD: Final = "clearsky_store"
+
+PIXELS: Final = "reflectance"
+RECEIPTS: Final = "receipts/receipt"
+
+# More dates than a store can have: the archive is daily at most.
+_MOST_DATES: Final = 100_000
+# Codecs that may be in the metadata of a store: none of them can run code.
+_CODECS: Final = frozenset({"bytes", "blosc", "zstd", "gzip", "crc32c", "vlen-utf8"})
+_EPOCH: Final = dt.date(1970, 1, 1)
+
+# Changing the warnings filter is not thread-safe.
+_quiet = threading.Lock()
+
+
+class Damaged(Exception):  # noqa: N818  it never reaches a user
+    """Blocks cannot be read: their bytes are not those that were written."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        super().__init__(blocks)
+        self.blocks = tuple(blocks)
+
+
+class Store:
+    """A store on whatever Zarr can write to; safe under threads.
+
+    Parameters
+    ----------
+    location : Location
+
+    Attributes
+    ----------
+    record : Record
+        What it keeps.
+    blocks : Blocks
+    dates : dict of datetime.date to int
+        Where each date lies along ``time``, in order of arrival.
+
+    Raises
+    ------
+    StoreError
+        What is there is not a store, or cannot be reached.
+    """
+
+    record: Record
+    blocks: Blocks
+    dates: Mapping[dt.date, int]
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+        self._zarr = zarr_store(location)
+        self.load()
+
+    def load(self) -> None:
+        """Read the metadata anew: another process may have declared dates."""
+        root = self._root("r")
+        if RECORD not in root.attrs:
+            raise _foreign(self.location, "it is a Zarr group without the record of a store")
+        self.record = loads(root.attrs[RECORD])
+        self.blocks = Blocks(self.record.cube.grid.window)
+        try:
+            pixels, receipts, time = root[PIXELS], root[RECEIPTS], root["time"]
+        except KeyError as error:
+            raise self._broken(f"it has no array {error}") from None
+        cube = self.record.cube
+        count = time.shape[0]
+        expected = [
+            (pixels, (count, len(cube.bands), *cube.grid.shape), (1, len(cube.bands), SIDE, SIDE)),
+            (receipts, (count, *self.blocks.shape), (1, 1, 1)),
+            (time, (count,), None),
+        ]
+        for array, shape, chunks in expected:
+            codecs = {codec["name"] for codec in array.metadata.to_dict()["codecs"]}
+            if array.shape != shape or (chunks and array.chunks != chunks) or codecs - _CODECS:
+                raise self._broken(f"its array {array.path} is not as it was made")
+        if pixels.dtype != np.int16 or time.dtype != np.int64 or count > _MOST_DATES:
+            raise self._broken("its arrays have other types")
+        if pixels.fill_value != NODATA:
+            raise self._broken("its fill value is another")
+        days, rest = np.divmod(np.asarray(time[:], np.int64), 86400)
+        if rest.any() or len(np.unique(days)) != count or (abs(days) > 100_000).any():
+            raise self._broken("its times are not distinct days")
+        self.dates = {_EPOCH + dt.timedelta(int(day)): k for k, day in enumerate(days)}
+        self._pixels = pixels
+        self._receipts = receipts
+        self._writers: tuple[Any, Any] | None = None
+
+    # ---- pixels
+
+    def present(self, index: int, blocks: Iterable[Block]) -> set[Block]:
+        """Say which blocks of a date are there."""
+        folder = self.location.folder
+        keys = {block: self._key(index, block) for block in blocks}
+        if folder is not None:
+            return {block for block, key in keys.items() if (folder / key).exists()}
+        found = sync(_exist(self._zarr, list(keys.values())))
+        return {block for block, there in zip(keys, found, strict=True) if there}
+
+    def read(self, index: int, window: Window, bands: Sequence[str]) -> NDArray[np.int16]:
+        """Read bands of a date; what is not there reads as nodata.
+
+        Parameters
+        ----------
+        index : int
+            Of the date, along ``time``.
+        window : Window
+            Inside the grid.
+        bands : sequence of str
+
+        Returns
+        -------
+        ndarray of int16, shape (bands, y, x)
+
+        Raises
+        ------
+        Damaged
+            Some of the blocks cannot be decoded.
+        StoreError
+            The store cannot be reached.
+        """
+        own = self.record.cube.bands
+        places = [own.index(band) for band in bands]
+        first, last = min(places), max(places) + 1
+        rows, cols = self.blocks.window.slices(window)
+        try:
+            values = np.asarray(self._pixels[index, first:last, rows, cols])
+        except Exception as error:  # noqa: BLE001  stores raise what they like
+            raise self._reason(index, window, error) from None
+        if places == list(range(first, last)):
+            return values
+        return values[[place - first for place in places]]
+
+    def _reason(self, index: int, window: Window, error: Exception) -> Exception:
+        """Find the blocks that a failed read is due to."""
+        damaged = []
+        for block in self.blocks.touched(_all(window)):
+            rows, cols = self.blocks.window.slices(self.blocks.window_of(block))
+            try:
+                self._pixels[index, :1, rows, cols]
+            except (ValueError, RuntimeError):  # what checksums and decompressors raise
+                damaged.append(block)
+            except Exception:  # noqa: BLE001
+                damaged = []
+                break
+        if damaged:
+            return Damaged(damaged)
+        return StoreError(f"the store {self.location.name} cannot be read: {said(error)}")
+
+    def write(
+        self,
+        index: int,
+        values: NDArray[np.int16],
+        receipts: Mapping[Block, Sequence[object]],
+    ) -> None:
+        """Write the blocks of a rectangle with all bands, and before them their receipts.
+
+        Parameters
+        ----------
+        index : int
+            Of the date, along ``time``.
+        values : ndarray of int16, shape (bands, y, x)
+            On the pixels of the rectangle.
+        receipts : mapping of Block to sequence
+            JSON values, for each block of the rectangle.
+        """
+        folder = self.location.folder
+        if folder is not None and not (folder / "zarr.json").exists():
+            raise FileNotFoundError("the store has been removed")
+        if self._writers is None:
+            root = self._root("r+")
+            # Written even if all of it is nodata: a block that is absent was never bought.
+            whole = root[PIXELS].with_config({"write_empty_chunks": True})
+            self._writers = whole, root[RECEIPTS]
+        pixels, cells = self._writers
+        (row0, col0), (row1, col1) = min(receipts), max(receipts)
+        texts = np.empty((row1 + 1 - row0, col1 + 1 - col0), object)
+        for (row, col), said_of_it in receipts.items():
+            texts[row - row0, col - col0] = json.dumps(said_of_it)
+        cells[index, row0 : row1 + 1, col0 : col1 + 1] = texts
+        rows, cols = self.blocks.window.slices(self.blocks.whole(receipts).window)
+        pixels[index, :, rows, cols] = values
+
+    def remove(self, index: int, block: Block) -> None:
+        """Remove a damaged block: what is at the edge is read before it is written."""
+        sync(self._zarr.delete(self._key(index, block)))
+
+    def _key(self, index: int, block: Block) -> str:
+        return f"{PIXELS}/c/{index}/0/{block[0]}/{block[1]}"
+
+    def receipts(self, index: int, block: Block) -> list[dict[str, Any]]:
+        """Give the receipts of a block."""
+        text = str(self._receipts[index, block[0], block[1]])
+        values = json.loads(text) if text else []
+        return [value for value in values if isinstance(value, dict)]
+
+    def sweep(self, index: int, block: Block) -> None:
+        """Remove what an interrupted write of a block has left; only its buyer may."""
+        folder = self.location.folder
+        if folder is not None:
+            for array in (f"{PIXELS}/c/{index}/0/{block[0]}", f"{RECEIPTS}/c/{index}/{block[0]}"):
+                for rest in (folder / array).glob(f"{block[1]}.*.partial"):
+                    rest.unlink(missing_ok=True)
+
+    # ---- metadata: only under the sidecar's lock
+
+    def declare(self, dates: Iterable[dt.date]) -> None:
+        """Add dates that the store does not have yet, at the end."""
+        self.load()
+        new = sorted(set(dates) - set(self.dates))
+        if not new:
+            return
+        folder = self.location.folder
+        if folder is not None:
+            for rest in folder.glob("**/zarr.*.partial"):
+                rest.unlink(missing_ok=True)
+        # Not what is consolidated: an interrupted step may have changed the arrays.
+        root = self._root("r+", consolidated=False)
+        known, total = len(self.dates), len(self.dates) + len(new)
+        time = root["time"]
+        time.resize((total,))
+        time[known:total] = np.array([(day - _EPOCH).days * 86400 for day in new], np.int64)
+        for name in (PIXELS, RECEIPTS):
+            root[name].resize((total, *root[name].shape[1:]))
+        consolidate(self._zarr)
+        self.load()
+
+    # ---- help
+
+    def _root(self, mode: Any, *, consolidated: bool | None = None) -> Any:
+        try:
+            return zarr.open_group(
+                self._zarr, mode=mode, use_consolidated=consolidated, zarr_format=3
+            )
+        except Exception as error:  # noqa: BLE001  stores raise what they like
+            raise _foreign(self.location, said(error)) from None
+
+    def _broken(self, why: str) -> StoreError:
+        return StoreError(
+            f"the store {self.location.name} is damaged: {why}",
+            hint="It was changed by something else. Nothing was written to it.",
+        )
+
+
+def find(location: Location) -> Store | None:
+    """Open a store; None if there is nothing at its place.
+
+    Raises
+    ------
+    StoreError
+        Something else is there, or the place cannot be reached.
+    """
+    return None if _is_empty(location) else Store(location)
+
+
+def consolidate(store: ZarrBase) -> None:
+    """Put the metadata of all arrays where xarray reads them at once."""
+    with _quiet, warnings.catch_warnings():
+        # Consolidated metadata are not in the specification yet, but what xarray reads.
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(store)
+
+
+def zarr_store(location: Location) -> ZarrBase:
+    """Open what Zarr writes to at a place."""
+    target = location.target
+    if not isinstance(target, str):
+        return target  # type: ignore[no-any-return]
+    folder = location.folder
+    if folder is not None:
+        return LocalStore(folder)
+    try:
+        options = None if location.options is None else dict(location.options)
+        return FsspecStore.from_url(target, storage_options=options)
+    except Exception as error:  # noqa: BLE001  such as a missing package of fsspec's
+        raise StoreError(f"the store {location.name} cannot be opened: {said(error)}") from None
+
+
+def _is_empty(location: Location) -> bool:
+    folder = location.folder
+    if folder is not None:
+        if not folder.exists():
+            return True
+        if not folder.is_dir():
+            raise _foreign(location, "it is a file")
+        return not any(folder.iterdir())
+    store = zarr_store(location)
+    try:
+        if sync(store.exists("zarr.json")):
+            return False
+        if sync(store.is_empty("")):
+            return True
+    except Exception as error:  # noqa: BLE001  stores raise what they like
+        raise StoreError(f"the store {location.name} cannot be reached: {said(error)}") from None
+    raise _foreign(location, "it has no zarr.json")
+
+
+def _foreign(location: Location, why: str) -> StoreError:
+    return StoreError(
+        f"what is at {location.name} is not a store of clearsky_xr: {why}",
+        hint="Nothing was overwritten. Choose another path for store=.",
+    )
+
+
+async def _exist(store: ZarrBase, keys: list[str]) -> list[bool]:
+    import asyncio
+
+    return list(await asyncio.gather(*(store.exists(key) for key in keys)))
+
+
+def _all(window: Window) -> Any:
+    from ._pixels import PixelSet
+
+    return PixelSet(window)
+
+
+def said(error: Exception) -> str:
+    """Shorten what a store has raised."""
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return text[:300]
