@@ -15,6 +15,7 @@ from xarray.core.indexing import LazilyIndexedArray
 from ._array import ClearSkyArray, remember_opened
 from ._bands import BANDS
 from ._cube import Cube
+from ._dates import TIME_UNITS
 from ._layers import INDEX, NODATA, REFLECTANCE
 from ._record import Origin
 from ._settings import Settings
@@ -111,8 +112,7 @@ def _coordinates(cube: Cube) -> dict[str, Any]:
     epoch = dt.date(1970, 1, 1)
     seconds = np.array([(day - epoch).days * 86400 for day in cube.dates], np.int64)
     coordinates: dict[str, Any] = {
-        # As it stands on disk: xarray decodes it, as the user's decode_times says. Whole
-        # seconds in int64 can be appended to; days since the first date cannot.
+        # As it stands on disk: xarray decodes it, as the user's decode_times says.
         "time": (
             "time",
             seconds,
@@ -120,7 +120,7 @@ def _coordinates(cube: Cube) -> dict[str, Any]:
                 "standard_name": "time",
                 "long_name": "UTC day of the image",
                 "axis": "T",
-                "units": "seconds since 1970-01-01",
+                "units": TIME_UNITS,
                 "calendar": "proleptic_gregorian",
             },
         ),

@@ -13,6 +13,10 @@ import pandas as pd
 
 from .errors import InvalidTimeError
 
+#: CF units of dates in datasets and stores. Whole seconds in int64 can be appended to; days
+#: since the first date cannot.
+TIME_UNITS: Final = "seconds since 1970-01-01"
+
 _ISO: Final = re.compile(r"\d{4}(-\d{1,2}(-\d{1,2})?)?|\d{8}")
 _ISO_TIME: Final = re.compile(r"\d{4}-\d{2}-\d{2}[T ]\d{2}\S*")
 _FORMS: Final = (

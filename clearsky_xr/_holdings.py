@@ -24,9 +24,9 @@ class Held:
         What it answers: its pixels are those that the answer brought.
     receipt : Receipt
     path : pathlib.Path or None
-        Where the raw bytes lie; None if the disk refused them.
+        Where the spool has it; None if it could not even begin.
     content : bytes or None
-        The raw bytes, if they could not be written.
+        The raw bytes, if they could not be written there.
     """
 
     request: Request

@@ -26,7 +26,7 @@ from ._location import Location
 from ._record import Origin, Record, record_for
 from ._settings import Missing, Settings, offline
 from ._stock import fresh_stock, sidecar_for, stock_of
-from ._store import PIXELS, RECORD, consolidate, find, said, zarr_store
+from ._store import DATES, PIXELS, RECORD, consolidate, find, said, zarr_store
 from ._stored import FromStore
 from .errors import BandLimitError, InvalidBandError, InvalidOptionError, StoreError
 
@@ -205,7 +205,8 @@ def _write(location: Location, store: ZarrBase, record: Record, template: xr.Dat
                     ],
                     "fill_value": NODATA,
                 },
-                "time": {"chunks": (1024,)},
+                "time": {"chunks": (DATES,)},
+                **{name: {"chunks": template[name].shape} for name in ("band", "y", "x")},
             },
         )  # fmt: skip
         root = zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=False)

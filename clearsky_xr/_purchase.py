@@ -197,12 +197,13 @@ class Buyer:
         self, content: bytes, request: Request, path: Path | None
     ) -> tuple[Held, NDArray[np.int16] | None]:
         """Spool, then verify and decode."""
+        written = False
         try:
             if path is not None:
                 self.spool.write(path, content)
+                written = True
         except OSError as error:
             self._disk_refuses(error)
-            path = None
         tags: dict[str, str] = {}
         values: NDArray[np.int16] | None = None
         refused: UnexpectedImageError | None = None
@@ -210,15 +211,19 @@ class Buyer:
             image = _geotiff.read(content, request)
             tags, values = image.tags, image.values
         except UnexpectedImageError as error:
-            kept = "nowhere: the disk refused them" if path is None else self.spool.set_aside(path)
-            refused = error.at(kept=str(kept))
+            kept = "nowhere: the disk refused them"
+            if path is not None and written:
+                kept = str(self.spool.set_aside(path))
+            elif path is not None:
+                self.spool.drop(path)
+            refused = error.at(kept=kept)
         except Exception as error:  # noqa: BLE001  such as MemoryError
             # The bytes are paid and may be right: they are held, and whoever reads them meets
             # the cause.
             self.notices.append(f"a paid answer could not be decoded yet: {type(error).__name__}")
         if refused is not None:
             raise refused
-        held = Held(request, Receipt.of(request, tags), path, None if path else content)
+        held = Held(request, Receipt.of(request, tags), path, None if written else content)
         if values is not None:
             self._shared.recent.remember(held, values)
         return held, values

@@ -110,21 +110,23 @@ class Stock:
 
     def refresh(self) -> bool:
         """Read the store's metadata anew; False if another store is there now."""
-        before, dates = self.store.record.dumps(), dict(self.store.dates)
+        before = self.store
         try:
-            self.store.load()
+            now = Store(self.location)
         except StoreError:
             return False
+        if now.record != before.record or not before.dates.items() <= now.dates.items():
+            return False
+        self.store = now
         self._known.clear()
-        same = self.store.record.dumps() == before
-        return same and dates.items() <= self.store.dates.items()
+        return True
 
     def index(self, date: dt.date) -> int:
         """Give the place of a date along the store's time."""
         if date not in self.store.dates:
             with self._lock:
                 if date not in self.store.dates:
-                    self.store.load()
+                    self.refresh()
         if date not in self.store.dates:
             raise StoreError(
                 f"the store {self.location.name} does not know {date} any more",
@@ -263,9 +265,9 @@ def stock_of(location: Location) -> Stock:
     """Find the store at a place as this process has opened it; opens it if it has not."""
     shared = process()
     with shared.guard:
-        if location.name not in shared.stocks:
-            shared.stocks[location.name] = Stock(Store(location), shared)
-        stock: Stock = shared.stocks[location.name]
+        stock: Stock | None = shared.stocks.get(location.name)
+        if stock is None or (stock.store.changed() and not stock.refresh()):
+            stock = shared.stocks[location.name] = Stock(Store(location), shared)
         return stock
 
 

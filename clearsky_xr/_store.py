@@ -23,7 +23,8 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
 from ._blocks import SIDE, Block, Blocks
-from ._layers import NODATA
+from ._dates import TIME_UNITS
+from ._layers import NODATA, REFLECTANCE
 from ._location import Location
 from ._pixels import Window
 from ._record import Record, loads
@@ -37,9 +38,15 @@ RECEIPTS: Final = "receipts/receipt"
 
 # More dates than a store can have: the archive is daily at most.
 _MOST_DATES: Final = 100_000
+#: Dates in one object of ``time``.
+DATES: Final = 1024
+
 # Codecs that may be in the metadata of a store: none of them can run code.
 _CODECS: Final = frozenset({"bytes", "blosc", "zstd", "gzip", "crc32c", "vlen-utf8"})
 _EPOCH: Final = dt.date(1970, 1, 1)
+_DIMS: Final = ["time", "band", "y", "x"]
+_RECEIPT_DIMS: Final = ["time", "block_y", "block_x"]
+_KEYS: Final = {"name": "default", "configuration": {"separator": "/"}}
 
 # Changing the warnings filter is not thread-safe.
 _quiet = threading.Lock()
@@ -90,32 +97,92 @@ class Store:
             raise _foreign(self.location, "it is a Zarr group without the record of a store")
         self.record = loads(root.attrs[RECORD])
         self.blocks = Blocks(self.record.cube.grid.window)
+        self._stamp = self._seen()
         try:
-            pixels, receipts, time = root[PIXELS], root[RECEIPTS], root["time"]
-        except KeyError as error:
-            raise self._broken(f"it has no array {error}") from None
-        cube = self.record.cube
-        count = time.shape[0]
-        expected = [
-            (pixels, (count, len(cube.bands), *cube.grid.shape), (1, len(cube.bands), SIDE, SIDE)),
-            (receipts, (count, *self.blocks.shape), (1, 1, 1)),
-            (time, (count,), None),
-        ]
-        for array, shape, chunks in expected:
-            codecs = {codec["name"] for codec in array.metadata.to_dict()["codecs"]}
-            if array.shape != shape or (chunks and array.chunks != chunks) or codecs - _CODECS:
-                raise self._broken(f"its array {array.path} is not as it was made")
-        if pixels.dtype != np.int16 or time.dtype != np.int64 or count > _MOST_DATES:
-            raise self._broken("its arrays have other types")
-        if pixels.fill_value != NODATA:
-            raise self._broken("its fill value is another")
-        days, rest = np.divmod(np.asarray(time[:], np.int64), 86400)
+            self.dates = self._dates(root)
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever it is, it was found in the store
+            raise self._broken(said(error)) from None
+        self._pixels, self._receipts = root[PIXELS], root[RECEIPTS]
+        self._writers: tuple[Any, Any] | None = None
+
+    def changed(self) -> bool:
+        """Say whether something has written metadata since they were read; on a local disk."""
+        seen = self._seen()
+        return seen is not None and seen != self._stamp
+
+    def _seen(self) -> tuple[int, int] | None:
+        if self.location.folder is None:
+            return None
+        try:
+            stat = (self.location.folder / "zarr.json").stat()
+        except OSError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns
+
+    def _dates(self, root: Any) -> dict[dt.date, int]:
+        """Read the dates, once the arrays are known to be as they were made."""
+        count = self._inspect(root)
+        grid = self.record.cube.grid
+        axes = grid.geobox.coordinates
+        own = {"band": self.record.cube.bands, "y": axes["y"].values, "x": axes["x"].values}
+        for name, values in own.items():
+            if list(root[name][:]) != list(values):
+                raise self._broken(f"its coordinate {name} is not that of its record")
+        if root["x"].attrs.get("crs") != f"EPSG:{grid.epsg}":
+            raise self._broken("its CRS is not that of its record")
+        days, rest = np.divmod(np.asarray(root["time"][:], np.int64), 86400)
         if rest.any() or len(np.unique(days)) != count or (abs(days) > 100_000).any():
             raise self._broken("its times are not distinct days")
-        self.dates = {_EPOCH + dt.timedelta(int(day)): k for k, day in enumerate(days)}
-        self._pixels = pixels
-        self._receipts = receipts
-        self._writers: tuple[Any, Any] | None = None
+        return {_EPOCH + dt.timedelta(int(day)): k for k, day in enumerate(days)}
+
+    def _inspect(self, root: Any, *, growing: bool = False) -> int:
+        """Make sure that the arrays are as they were made; gives the number of dates.
+
+        While dates are added some arrays may be longer than others, and have more dates than
+        are declared.
+        """
+        cube = self.record.cube
+        bands, (rows, cols) = len(cube.bands), cube.grid.shape
+        count = len(self.dates) if growing else root["time"].shape[0]
+        expected: list[tuple[str, str, tuple[int, ...], tuple[int, ...], list[str]]] = [
+            (PIXELS, "int16", (count, bands, rows, cols), (1, bands, SIDE, SIDE), _DIMS),
+            (RECEIPTS, "string", (count, *self.blocks.shape), (1, 1, 1), _RECEIPT_DIMS),
+            ("time", "int64", (count,), (DATES,), ["time"]),
+            ("band", "string", (bands,), (bands,), ["band"]),
+            ("y", "float64", (rows,), (rows,), ["y"]),
+            ("x", "float64", (cols,), (cols,), ["x"]),
+        ]
+        for name, dtype, shape, chunks, dims in expected:
+            if name not in root or not isinstance(root[name], zarr.Array):
+                raise self._broken(f"it has no array {name}")
+            array = root[name].metadata.to_dict()
+            found = tuple(array["shape"])
+            if growing and dims[0] == "time" and len(found) == len(shape):
+                found = (min(found[0], count), *found[1:])
+            same = {
+                "type": (str(array["data_type"]), dtype),
+                "shape": (found, shape),
+                "chunks": (tuple(array["chunk_grid"]["configuration"]["chunk_shape"]), chunks),
+                "dimensions": (list(array["dimension_names"] or ()), dims),
+                "keys": (array["chunk_key_encoding"], _KEYS),
+            }
+            for what, (ours, made) in same.items():
+                if ours != made:
+                    raise self._broken(f"the {what} of its array {name}: {ours}, was {made}")
+            if odd := {codec["name"] for codec in array["codecs"]} - _CODECS:
+                raise self._broken(f"a codec of its array {name}: {', '.join(map(str, odd))}")
+        pixels, time = root[PIXELS], root["time"]
+        if pixels.fill_value != NODATA:
+            raise self._broken(f"the fill value of its array {PIXELS}: {pixels.fill_value}")
+        if pixels.attrs.get("scale_factor") != 1 / REFLECTANCE or "add_offset" in pixels.attrs:
+            raise self._broken(f"the scale of its array {PIXELS}")
+        if time.attrs.get("units") != TIME_UNITS:
+            raise self._broken("the units of its array time")
+        if count > _MOST_DATES:
+            raise self._broken(f"it has {count} dates")
+        return count
 
     # ---- pixels
 
@@ -196,8 +263,13 @@ class Store:
             JSON values, for each block of the rectangle.
         """
         folder = self.location.folder
-        if folder is not None and not (folder / "zarr.json").exists():
+        if folder is not None and self._seen() is None:
             raise FileNotFoundError("the store has been removed")
+        if self.changed():
+            now = Store(self.location)
+            if now.record != self.record or not self.dates.items() <= now.dates.items():
+                raise FileNotFoundError("the store has been replaced")
+            self._stamp = now._stamp
         if self._writers is None:
             root = self._root("r+")
             # Written even if all of it is nodata: a block that is absent was never bought.
@@ -221,8 +293,15 @@ class Store:
 
     def receipts(self, index: int, block: Block) -> list[dict[str, Any]]:
         """Give the receipts of a block."""
-        text = str(self._receipts[index, block[0], block[1]])
-        values = json.loads(text) if text else []
+        try:
+            text = str(self._receipts[index, block[0], block[1]])
+            values = json.loads(text) if text else []
+        except Exception as error:  # noqa: BLE001  stores raise what they like
+            raise StoreError(
+                f"a receipt of the store {self.location.name} cannot be read: {said(error)}",
+                hint="Its pixels can. Delete the object of the receipt to read the others.",
+                key=f"{RECEIPTS}/c/{index}/{block[0]}/{block[1]}",
+            ) from None
         return [value for value in values if isinstance(value, dict)]
 
     def sweep(self, index: int, block: Block) -> None:
@@ -241,12 +320,18 @@ class Store:
         new = sorted(set(dates) - set(self.dates))
         if not new:
             return
+        # Not what is consolidated: an interrupted step may have changed the arrays.
+        root = self._root("r+", consolidated=False)
+        try:
+            self._inspect(root, growing=True)
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever it is, it was found in the store
+            raise self._broken(said(error)) from None
         folder = self.location.folder
         if folder is not None:
             for rest in folder.glob("**/zarr.*.partial"):
                 rest.unlink(missing_ok=True)
-        # Not what is consolidated: an interrupted step may have changed the arrays.
-        root = self._root("r+", consolidated=False)
         known, total = len(self.dates), len(self.dates) + len(new)
         time = root["time"]
         time.resize((total,))
@@ -310,6 +395,8 @@ def zarr_store(location: Location) -> ZarrBase:
 def _is_empty(location: Location) -> bool:
     folder = location.folder
     if folder is not None:
+        if folder.is_symlink() and not folder.exists():
+            raise _foreign(location, "it is a link that leads nowhere")
         if not folder.exists():
             return True
         if not folder.is_dir():

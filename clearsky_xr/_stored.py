@@ -103,6 +103,8 @@ class FromStore:
     ) -> None:
         own = stock.store.record.cube
         self._same = (own.clip, own.pixels) == (cube.clip, cube.pixels) and own.area == cube.area
+        if not self._same:  # a part of the store's area, or the store was replaced since
+            stock.store.record.check(cube, None)
         self.stock = stock
         self.service = service
         self._offline = offline
@@ -342,10 +344,11 @@ class FromStore:
         own = {a: await self._thread(partial(self._area, a.pixels)) for a in answers}
         complete, trouble = await self._thread(partial(stock.keep, date, blocks, own, area))
         if trouble is not None:
+            on_disk = all(answer.held.content is None for answer in answers)
+            place = f"in {stock.sidecar.folder}" if on_disk else "in the memory of this process"
             self._notices.append(
                 f"the store {stock.location.name} cannot be written: {trouble}. What was paid "
-                f"for is in {stock.sidecar.folder}, and is put into the store when it can be "
-                "written again"
+                f"for is {place}, and is put into the store when it can be written again"
             )
             return complete
         for answer in answers:
