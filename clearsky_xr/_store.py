@@ -165,7 +165,7 @@ class Store:
                 "type": (str(array["data_type"]), dtype),
                 "shape": (found, shape),
                 "chunks": (tuple(array["chunk_grid"]["configuration"]["chunk_shape"]), chunks),
-                "dimensions": (list(array["dimension_names"] or ()), dims),
+                "dimensions": (list(array.get("dimension_names") or ()), dims),
                 "keys": (array["chunk_key_encoding"], _KEYS),
             }
             for what, (ours, made) in same.items():

@@ -23,7 +23,7 @@ from ._purchase import Answer
 from ._service import FromService, land, series_of
 from ._stock import Fill, Stock
 from ._store import Damaged
-from .errors import ClearSkyError, NotBoughtError, StoreError
+from .errors import ClearSkyError, NotBoughtError, StoreError, StoreMismatchError
 
 T = TypeVar("T")
 
@@ -103,8 +103,14 @@ class FromStore:
     ) -> None:
         own = stock.store.record.cube
         self._same = (own.clip, own.pixels) == (cube.clip, cube.pixels) and own.area == cube.area
-        if not self._same:  # a part of the store's area, or the store was replaced since
-            stock.store.record.check(cube, None)
+        if not self._same:  # a part of the store's area, or of another store at its place
+            try:
+                stock.store.record.check(cube, None)
+            except StoreMismatchError as error:
+                raise StoreError(
+                    f"the store {stock.location.name} is another one now: {error.message}",
+                    hint="It was made anew since it was opened: open it again.",
+                ) from None
         self.stock = stock
         self.service = service
         self._offline = offline

@@ -44,11 +44,6 @@ ARRIVAL = [
 DATES = sorted(ARRIVAL)
 
 
-def bug(what: str) -> pytest.MarkDecorator:
-    """Mark what a test has found and the library still has to mend; then the mark goes."""
-    return pytest.mark.xfail(strict=True, reason=f"bug: {what}")
-
-
 def forget() -> None:
     """End the process, as far as accounts and stores can tell: nothing is known, locks are off."""
     shared = _account.process()
@@ -866,17 +861,15 @@ def test_offline_raises_where_nothing_was_bought(
 
 A_DATE = [("2025-05-06", 0), ("2025-05-06", 1)]
 TWO_BLOCKS = [("2025-04-11", 1), ("2025-04-01", 0)]
-PART = bug("a block beside one that was never bought is taken for the whole window")
-NO_PART = bug("IndexError where nothing of a window was bought")
 
 
 @pytest.mark.parametrize(
     ("chunks", "holes"),
     [
         pytest.param(None, A_DATE, id="lazy-a date"),
-        pytest.param({}, A_DATE, id="dask-a date", marks=NO_PART),
-        pytest.param(None, TWO_BLOCKS, id="lazy-blocks", marks=PART),
-        pytest.param({}, TWO_BLOCKS, id="dask-blocks", marks=PART),
+        pytest.param({}, A_DATE, id="dask-a date"),
+        pytest.param(None, TWO_BLOCKS, id="lazy-blocks"),
+        pytest.param({}, TWO_BLOCKS, id="dask-blocks"),
     ],
 )
 def test_offline_shows_nan_where_that_is_asked_for(
@@ -896,7 +889,6 @@ def test_offline_shows_nan_where_that_is_asked_for(
     np.testing.assert_array_equal(select(raw.reflectance).values, select(expected).values)
 
 
-@NO_PART
 def test_offline_where_nothing_at_all_was_bought(shop: Server, tmp_path: Path) -> None:
     for area in (FARM, HALVES, shapely.Polygon([(15.05, 46.05), (15.06, 46.05), (15.05, 46.06)])):
         store = tmp_path / f"{len(list(tmp_path.iterdir()))}.zarr"
