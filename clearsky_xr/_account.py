@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping
@@ -211,14 +212,23 @@ def process() -> Process:
 
 
 def _close(shared: Process, pid: int) -> None:
-    """Close the connections when the process ends."""
+    """Let what was sent for stores land, and close the connections, when the process ends."""
     if os.getpid() != pid:
         return  # a forked child: they are its parent's
+
+    async def land() -> None:
+        fills = {fill for stock in shared.stocks.values() for fill in stock.fills.values()}
+        for fill in fills:
+            fill.call_off()
+        if sent := [fill.task for fill in fills if not fill.task.done()]:
+            await asyncio.wait(sent)
 
     async def close() -> None:
         for owner in shared.accounts.values():
             await owner.client.close()
 
+    with contextlib.suppress(KeyboardInterrupt):  # given up
+        _loop.run(land())
     _loop.run(close())
     _loop.stop()
 

@@ -36,7 +36,7 @@ class Location:
         if isinstance(self.target, str):
             return None if "://" in self.target else Path(self.target)
         root = getattr(self.target, "root", None)
-        return root.absolute() if isinstance(root, Path) else None
+        return _real(root) if isinstance(root, Path) else None
 
     @property
     def name(self) -> str:
@@ -113,10 +113,19 @@ def _written(store: Any, storage_options: Mapping[str, Any] | None) -> Location:
         if storage_options is not None:
             raise InvalidOptionError("a local path takes no storage_options")
         try:
-            return Location(os.path.normpath(Path(text).expanduser().absolute()))
+            return Location(str(_real(Path(text).expanduser())))
         except RuntimeError:
             raise InvalidOptionError(f"store={text!r} names a home that is not there") from None
     return Location(text.rstrip("/"), dict(storage_options) if storage_options else None)
+
+
+def _real(path: Path) -> Path:
+    """Name a folder by its one name, whichever links lead to it."""
+    try:
+        return path.resolve(strict=True)
+    except (OSError, RuntimeError):  # it is not there yet, or its last link leads nowhere
+        path = Path(os.path.normpath(path.absolute()))
+        return Path(os.path.realpath(path.parent)) / path.name
 
 
 def _is_url(text: str) -> bool:

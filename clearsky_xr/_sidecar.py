@@ -4,6 +4,7 @@
 
     fields.zarr.clearsky/
         lock            held by a process that creates the store or adds dates
+        adopting        held by a process that puts in what others have left
         claims          one byte for each block of each date, locked by its buyer
         spool/<id>/     paid answers of one process that the store does not have yet
         refused/        paid bytes that were not the image asked for
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Final
@@ -41,12 +42,16 @@ class Sidecar:
     ----------
     folder : pathlib.Path
         Exists.
+    others : sequence of pathlib.Path
+        Where it has been for processes that could not write here.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, others: Sequence[Path] = ()) -> None:
         self.folder = folder
         self.refused = folder / "refused"
         self._spools = folder / "spool"
+        self._all = [self._spools, *(other / "spool" for other in others)]
+        self._adopting = FileLock(folder / "adopting", thread_local=False)
         self._guard = threading.Lock()
         self._claims: int | None = None
         self._own: dict[Path, FileLock] = {}
@@ -90,18 +95,39 @@ class Sidecar:
         folder = self._spools / uuid.uuid4().hex
         folder.parent.mkdir(parents=True, exist_ok=True)
         alive = FileLock(folder.with_suffix(_ALIVE), thread_local=False)
-        alive.acquire()
-        folder.mkdir(mode=0o700)
-        with self._guard:
-            self._own[folder] = alive
-        Finalize(None, _leave, (folder, alive, os.getpid()), exitpriority=0)
+        with self.lock():  # others sweep locks without a folder
+            alive.acquire()
+            folder.mkdir(mode=0o700)
+        self._take(folder, alive)
         return folder
+
+    def strangers(self) -> bool:
+        """Whether there are spools of other processes, of which some may have died."""
+        return any(path.with_suffix("") not in self._own for path in self._found())
+
+    def _found(self) -> list[Path]:
+        return sorted(f for spools in self._all if spools.is_dir() for f in spools.iterdir())
+
+    @contextlib.contextmanager
+    def adopting(self) -> Iterator[bool]:
+        """Be the only process that puts in what others have left; gives whether it is."""
+        try:
+            self._adopting.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        except OSError:  # nothing can be written here: there is nothing to put in either
+            yield True
+            return
+        try:
+            yield True
+        finally:
+            self._adopting.release()
 
     def adopt(self) -> Iterator[Path]:
         """Yield the spools of processes that have died; each belongs to this one now."""
-        if not self._spools.is_dir():
-            return
-        for folder in sorted(self._spools.iterdir()):
+        self._sweep()
+        for folder in self._found():
             if not folder.is_dir() or folder in self._own:
                 continue
             alive = FileLock(folder.with_suffix(_ALIVE), thread_local=False)
@@ -112,10 +138,27 @@ class Sidecar:
             if not folder.is_dir():  # another process was faster
                 alive.release()
                 continue
-            with self._guard:
-                self._own[folder] = alive
-            Finalize(None, _leave, (folder, alive, os.getpid()), exitpriority=0)
+            self._take(folder, alive)
             yield folder
+
+    def _take(self, folder: Path, alive: FileLock) -> None:
+        with self._guard:
+            self._own[folder] = alive
+        Finalize(None, _leave, (folder, alive, os.getpid()), exitpriority=0)
+
+    def _sweep(self) -> None:
+        """Remove the locks of processes that died before or after they had a folder."""
+        left = [f for f in self._spools.glob(f"*{_ALIVE}") if not f.with_suffix("").exists()]
+        if not left:
+            return
+        with contextlib.suppress(OSError), self.lock():
+            for path in left:
+                alive = FileLock(path, thread_local=False)
+                with contextlib.suppress(Timeout):
+                    alive.acquire(timeout=0)
+                    if not path.with_suffix("").exists():
+                        path.unlink(missing_ok=True)
+                    alive.release()
 
 
 def _leave(folder: Path, alive: FileLock, pid: int) -> None:
@@ -156,5 +199,5 @@ def sidecar_of(folder: Path | None, digest: str, *, lasting: bool) -> Sidecar:
             place.mkdir(parents=True, exist_ok=True)
             (place / "spool").mkdir(exist_ok=True)
             if os.access(place / "spool", os.W_OK) and os.access(place, os.W_OK):
-                return Sidecar(place)
+                return Sidecar(place, [other for other in places if other != place])
     return Sidecar(Path(tempfile.mkdtemp(prefix="clearsky-store-")))

@@ -65,6 +65,14 @@ class Fill:
             for flight in self.flights:
                 flight.leave()
 
+    def call_off(self) -> None:
+        """Cancel what was not sent, whoever waits: the process ends."""
+        if self.flights is None:
+            self.task.cancel()
+        for flight in self.flights or ():
+            if not flight.sent:
+                flight.task.cancel()
+
 
 class Stock:
     """A store as this process has opened it. What changes belongs to the background loop.

@@ -330,8 +330,9 @@ class Store:
             raise self._broken(said(error)) from None
         folder = self.location.folder
         if folder is not None:
-            for rest in folder.glob("**/zarr.*.partial"):
-                rest.unlink(missing_ok=True)
+            for pattern in ("**/zarr.*.partial", "time/**/*.partial"):
+                for rest in folder.glob(pattern):
+                    rest.unlink(missing_ok=True)
         known, total = len(self.dates), len(self.dates) + len(new)
         time = root["time"]
         time.resize((total,))

@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 # How often to look whether another process has kept a block that it is buying, seconds.
 _LOOK: Final = 0.1
+# How often to try to put an answer away whose blocks another process has claimed.
+_TRIES: Final = 10
 
 
 class Part(Protocol):
@@ -175,6 +177,8 @@ class FromStore:
                     await asyncio.shield(fill.task)
                     fresh += fill.answers
                     need -= fill.bought
+                if not any(fill.bought for fill in fills):
+                    await _clock.sleep(_LOOK)
             finally:
                 for fill in fills:
                     fill.leave()
@@ -246,26 +250,48 @@ class FromStore:
             f"{len(fresh)} damaged blocks of {date} are bought again: {price:.2f} credits at most"
         )
 
-    async def replay(self) -> None:
-        """Put what processes that died have paid for into the store; buys nothing."""
+    async def replay(self) -> bool:
+        """Put what processes that died have paid for into the store; buys nothing.
+
+        Returns
+        -------
+        bool
+            False if another process is at it.
+        """
         stock = self.stock
-        found, notices = await self._thread(stock.adopt)
-        self._notices += notices
-        for held in found:
-            date = held.request.date
-            stock.holdings.add(series_of(stock.store.record.cube, date), held)
-            area = await self._thread(partial(self._area, held.pixels))
-            if area is None or date not in stock.store.dates:
-                continue
-            fill = self._start(
-                date, stock.store.blocks.touched(area), partial(self._put_in, held, area)
-            )
+        if not await self._thread(stock.sidecar.strangers):
+            return True
+        with stock.sidecar.adopting() as alone:
+            if not alone:
+                return False
+            found, notices = await self._thread(stock.adopt)
+            self._notices += notices
+            for held in found:
+                date = held.request.date
+                stock.holdings.add(series_of(stock.store.record.cube, date), held)
+                area = await self._thread(partial(self._area, held.pixels))
+                if area is not None and date in stock.store.dates:
+                    await self._put_away(held, area)
+        return True
+
+    async def _put_away(self, held: Held, area: PixelSet) -> None:
+        """Put an answer that a dead process has left into the store."""
+        date, stock = held.request.date, self.stock
+        need = set(stock.store.blocks.touched(area))
+        for _ in range(_TRIES):
+            fill = self._start(date, need, partial(self._put_in, held, area))
             if fill is not None:
                 fill.join()
                 try:
                     await asyncio.shield(fill.task)
                 finally:
                     fill.leave()
+                need -= set(fill.blocks)
+            need = {block for block in need if (date, block) not in stock.fills}
+            if not need:
+                return
+            # Who has claimed them and sees us at it lets go; who does not is buying them.
+            await _clock.sleep(_LOOK)
 
     def _depart(self, date: dt.date, absent: Iterable[Block]) -> list[Fill]:
         """Join what is on its way, and claim the rest; without an await, so never twice."""
@@ -315,7 +341,8 @@ class FromStore:
         assert service is not None
         # Between the look that found them missing and the claim another process may have kept
         # them, or died with them in its spool.
-        await self.replay()
+        if not await self.replay():
+            return  # who waits for this looks again
         blocks = await self._thread(partial(stock.still_absent, date, sorted(fill.blocks)))
         area = await self._thread(partial(self._whole, tuple(blocks))) if blocks else None
         if area is None:

@@ -317,7 +317,12 @@ def lost(store: Path) -> int:
 def neat(store: Path) -> None:
     """Check that nothing is left that somebody was in the middle of."""
     assert not list(store.rglob("*.partial"))
-    assert {path.name for path in beside(store).iterdir()} <= {"lock", "claims", "spool"}
+    assert {path.name for path in beside(store).iterdir()} <= {
+        "lock",
+        "claims",
+        "spool",
+        "adopting",
+    }
     assert not list((beside(store) / "spool").iterdir())
 
 
