@@ -11,7 +11,7 @@ import atexit
 import contextlib
 import os
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
@@ -179,8 +179,8 @@ class Process:
         # Stores elsewhere keep a thread waiting, not busy.
         self.readers = ThreadPoolExecutor(max_workers=16, thread_name_prefix="clearsky_xr-store")
         self.accounts: dict[tuple[str, str], Account] = {}
-        # Stores that are open, by name; those who open one look under the guard.
-        self.stocks: dict[str, Any] = {}
+        # Stores that are open; those who open one look under the guard.
+        self.stocks: dict[Hashable, Any] = {}
         self.guard = threading.Lock()
 
     async def in_thread(self, work: Callable[[], T], *, waits: bool = False) -> T:

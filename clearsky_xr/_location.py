@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from .errors import InvalidOptionError
+
+_CREDENTIAL: Final = re.compile(
+    "key|secret|token|pass|cred|user|anon|sas|connection", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,13 +45,24 @@ class Location:
 
     @property
     def name(self) -> str:
-        """What tells stores apart, and is shown."""
+        """What is shown."""
         return str(self.folder or self.target)
+
+    @property
+    def place(self) -> str:
+        """What tells places apart: the name, and where the options lead; without credentials."""
+        options = _addresses(self.options or {})
+        return json.dumps([self.name, options], sort_keys=True, default=repr)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it is a store object that refuses to be written."""
+        return bool(getattr(self.target, "read_only", False))
 
     @property
     def digest(self) -> str:
         """A short name for folders that belong to the store."""
-        return hashlib.sha256(self.name.encode()).hexdigest()[:16]
+        return hashlib.sha256(self.place.encode()).hexdigest()[:16]
 
     @property
     def in_memory(self) -> bool:
@@ -65,7 +81,7 @@ class Location:
         return Location, (self.target, self.options)
 
     def __dask_tokenize__(self) -> Hashable:
-        return ("clearsky_xr.Location", self.name)
+        return ("clearsky_xr.Location", self.digest)
 
 
 def resolve_location(store: Any, storage_options: Any) -> Location | None:
@@ -117,6 +133,19 @@ def _written(store: Any, storage_options: Mapping[str, Any] | None) -> Location:
         except RuntimeError:
             raise InvalidOptionError(f"store={text!r} names a home that is not there") from None
     return Location(text.rstrip("/"), dict(storage_options) if storage_options else None)
+
+
+def _addresses(options: Any) -> Any:
+    """Leave out of options what may be a credential, or may change without leading elsewhere."""
+    if isinstance(options, Mapping):
+        return {
+            str(name): _addresses(value)
+            for name, value in options.items()
+            if not _CREDENTIAL.search(str(name))
+        }
+    return (
+        options if isinstance(options, str | int | float | bool | None) else type(options).__name__
+    )
 
 
 def _real(path: Path) -> Path:

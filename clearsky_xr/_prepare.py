@@ -13,7 +13,7 @@ import xarray as xr
 import zarr
 from zarr.abc.store import Store as ZarrBase
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, MemoryStore
 
 from . import _loop
 from ._bands import STRATUS, model_bands, resolve_bands, resolve_indices
@@ -26,7 +26,7 @@ from ._location import Location
 from ._record import Origin, Record, record_for
 from ._settings import Missing, Settings, offline
 from ._stock import fresh_stock, sidecar_for, stock_of
-from ._store import DATES, PIXELS, RECORD, consolidate, find, said, zarr_store
+from ._store import DATES, PIXELS, RECORD, consolidate, find, publish, said, zarr_store
 from ._stored import FromStore
 from .errors import BandLimitError, InvalidBandError, InvalidOptionError, StoreError
 
@@ -171,17 +171,33 @@ def _make(location: Location, record: Record, template: xr.Dataset, workshop: Pa
         place at once, so that it is there or not.
     """
     folder = location.folder
-    if folder is None or folder.parent != workshop.parent:
-        _write(location, zarr_store(location), record, template)
-        return
-    for rest in workshop.glob("new-*"):
-        shutil.rmtree(rest, ignore_errors=True)
-    place = workshop / f"new-{uuid.uuid4().hex}"
-    _write(location, LocalStore(place), record, template)
-    place.replace(folder)
+    if location.read_only:
+        raise _unmade(location, "it is read-only")
+    try:
+        if folder is not None and folder.parent == workshop.parent:
+            for rest in workshop.glob("new-*"):
+                shutil.rmtree(rest, ignore_errors=True)
+            place = workshop / f"new-{uuid.uuid4().hex}"
+            _write(LocalStore(place), record, template)
+            place.replace(folder)
+        else:
+            made = MemoryStore()
+            _write(made, record, template)
+            publish(made, zarr_store(location))
+    except StoreError:
+        raise
+    except Exception as error:  # noqa: BLE001  stores raise what they like
+        raise _unmade(location, said(error)) from None
 
 
-def _write(location: Location, store: ZarrBase, record: Record, template: xr.Dataset) -> None:
+def _unmade(location: Location, why: str) -> StoreError:
+    return StoreError(
+        f"the store {location.name} cannot be made: {why}",
+        hint="Is the place writable, and is its parent folder or bucket there?",
+    )
+
+
+def _write(store: ZarrBase, record: Record, template: xr.Dataset) -> None:
     cube = record.cube
     pixels = template[PIXELS].variable
     lazy = xr.Variable(
@@ -192,36 +208,28 @@ def _write(location: Location, store: ZarrBase, record: Record, template: xr.Dat
         {"coordinates": "spatial_ref"},
     )
     blocks = Blocks(cube.grid.window)
-    try:
-        template.assign({PIXELS: lazy}).to_zarr(
-            store, mode="w", compute=False, consolidated=False, zarr_format=3,
-            encoding={
-                PIXELS: {
-                    "chunks": (1, len(cube.bands), SIDE, SIDE),
-                    # Measured (docs/decisions.md): half of lz4's size for little time, and
-                    # the checksum, without which blosc lets a flipped bit pass, for none.
-                    "compressors": [
-                        BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec()
-                    ],
-                    "fill_value": NODATA,
-                },
-                "time": {"chunks": (DATES,)},
-                **{name: {"chunks": template[name].shape} for name in ("band", "y", "x")},
+    template.assign({PIXELS: lazy}).to_zarr(
+        store, mode="w", compute=False, consolidated=False, zarr_format=3,
+        encoding={
+            PIXELS: {
+                "chunks": (1, len(cube.bands), SIDE, SIDE),
+                # Measured (docs/decisions.md): half of lz4's size for little time, and
+                # the checksum, without which blosc lets a flipped bit pass, for none.
+                "compressors": [
+                    BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec()
+                ],
+                "fill_value": NODATA,
             },
-        )  # fmt: skip
-        root = zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=False)
-        root.create_group("receipts").create_array(
-            "receipt", shape=(0, *blocks.shape), chunks=(1, 1, 1), dtype="str",
-            dimension_names=("time", "block_y", "block_x"),
-            attributes={"long_name": "what came with the pixels of a block, JSON"},
-        )  # fmt: skip
-        # From here on it is a store.
-        root.attrs.update({RECORD: record.dumps()})
-        consolidate(store)
-    except StoreError:
-        raise
-    except Exception as error:  # noqa: BLE001  stores raise what they like
-        raise StoreError(
-            f"the store {location.name} cannot be made: {said(error)}",
-            hint="Is the place writable, and is its parent folder or bucket there?",
-        ) from None
+            "time": {"chunks": (DATES,)},
+            **{name: {"chunks": template[name].shape} for name in ("band", "y", "x")},
+        },
+    )  # fmt: skip
+    root = zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=False)
+    root.create_group("receipts").create_array(
+        "receipt", shape=(0, *blocks.shape), chunks=(1, 1, 1), dtype="str",
+        dimension_names=("time", "block_y", "block_x"),
+        attributes={"long_name": "what came with the pixels of a block, JSON"},
+    )  # fmt: skip
+    # From here on it is a store.
+    root.attrs.update({RECORD: record.dumps()})
+    consolidate(store)

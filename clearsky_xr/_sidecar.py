@@ -21,6 +21,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
+from functools import cache
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Final
@@ -200,4 +201,9 @@ def sidecar_of(folder: Path | None, digest: str, *, lasting: bool) -> Sidecar:
             (place / "spool").mkdir(exist_ok=True)
             if os.access(place / "spool", os.W_OK) and os.access(place, os.W_OK):
                 return Sidecar(place, [other for other in places if other != place])
-    return Sidecar(Path(tempfile.mkdtemp(prefix="clearsky-store-")))
+    return Sidecar(_temporary(digest))
+
+
+@cache
+def _temporary(_digest: str) -> Path:
+    return Path(tempfile.mkdtemp(prefix="clearsky-store-"))

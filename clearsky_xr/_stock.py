@@ -273,9 +273,9 @@ def stock_of(location: Location) -> Stock:
     """Find the store at a place as this process has opened it; opens it if it has not."""
     shared = process()
     with shared.guard:
-        stock: Stock | None = shared.stocks.get(location.name)
+        stock: Stock | None = shared.stocks.get(_known_as(location))
         if stock is None or (stock.store.changed() and not stock.refresh()):
-            stock = shared.stocks[location.name] = Stock(Store(location), shared)
+            stock = shared.stocks[_known_as(location)] = Stock(Store(location), shared)
         return stock
 
 
@@ -289,18 +289,23 @@ def fresh_stock(location: Location) -> Stock | None:
     """
     shared = process()
     with shared.guard:
-        known: Stock | None = shared.stocks.pop(location.name, None)
+        known: Stock | None = shared.stocks.pop(_known_as(location), None)
         if known is None or not known.refresh():
             store = find(location)
             known = None if store is None else Stock(store, shared)
         if known is not None:
-            shared.stocks[location.name] = known
+            shared.stocks[_known_as(location)] = known
         return known
 
 
 def sidecar_for(location: Location) -> Sidecar:
     """Open the folder beside a store."""
     return sidecar_of(location.folder, location.digest, lasting=not location.in_memory)
+
+
+def _known_as(location: Location) -> tuple[str, bool]:
+    """Tell stores apart, and who may write to one from who may not."""
+    return location.place, location.read_only
 
 
 def _check_belongs(request: Request, cube: Cube) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store as ZarrBase
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
@@ -32,6 +33,11 @@ from .errors import StoreError
 
 #: Attribute of the root group that makes a Zarr cube a store.
 RECORD: Final = "clearsky_store"
+
+#: Root group of a store that is still being made, or whose maker has died.
+UNFINISHED: Final = json.dumps(
+    {"zarr_format": 3, "node_type": "group", "attributes": {RECORD: "unfinished"}}
+).encode()
 
 PIXELS: Final = "reflectance"
 RECEIPTS: Final = "receipts/receipt"
@@ -92,7 +98,10 @@ class Store:
 
     def load(self) -> None:
         """Read the metadata anew: another process may have declared dates."""
-        root = self._root("r")
+        try:
+            root = self._root("r")
+        except Exception as error:  # noqa: BLE001  stores raise what they like
+            raise _foreign(self.location, said(error)) from None
         if RECORD not in root.attrs:
             raise _foreign(self.location, "it is a Zarr group without the record of a store")
         self.record = loads(root.attrs[RECORD])
@@ -192,7 +201,10 @@ class Store:
         keys = {block: self._key(index, block) for block in blocks}
         if folder is not None:
             return {block for block, key in keys.items() if (folder / key).exists()}
-        found = sync(_exist(self._zarr, list(keys.values())))
+        try:
+            found = sync(_exist(self._zarr, list(keys.values())))
+        except Exception as error:  # noqa: BLE001  stores raise what they like
+            raise _unreachable(self.location, error) from None
         return {block for block, there in zip(keys, found, strict=True) if there}
 
     def read(self, index: int, window: Window, bands: Sequence[str]) -> NDArray[np.int16]:
@@ -345,12 +357,7 @@ class Store:
     # ---- help
 
     def _root(self, mode: Any, *, consolidated: bool | None = None) -> Any:
-        try:
-            return zarr.open_group(
-                self._zarr, mode=mode, use_consolidated=consolidated, zarr_format=3
-            )
-        except Exception as error:  # noqa: BLE001  stores raise what they like
-            raise _foreign(self.location, said(error)) from None
+        return zarr.open_group(self._zarr, mode=mode, use_consolidated=consolidated, zarr_format=3)
 
     def _broken(self, why: str) -> StoreError:
         return StoreError(
@@ -402,16 +409,37 @@ def _is_empty(location: Location) -> bool:
             return True
         if not folder.is_dir():
             raise _foreign(location, "it is a file")
-        return not any(folder.iterdir())
+        root = folder / "zarr.json"
+        return not any(folder.iterdir()) or (root.is_file() and root.read_bytes() == UNFINISHED)
     store = zarr_store(location)
     try:
-        if sync(store.exists("zarr.json")):
-            return False
+        root = sync(store.get("zarr.json", default_buffer_prototype()))
+        if root is not None:
+            return root.to_bytes() == UNFINISHED
         if sync(store.is_empty("")):
             return True
     except Exception as error:  # noqa: BLE001  stores raise what they like
-        raise StoreError(f"the store {location.name} cannot be reached: {said(error)}") from None
+        raise _unreachable(location, error) from None
     raise _foreign(location, "it has no zarr.json")
+
+
+def publish(made: ZarrBase, store: ZarrBase) -> None:
+    """Copy a new store to where it is to be; until the last object it is not one."""
+
+    async def copy() -> None:
+        prototype = default_buffer_prototype()
+        await store.set("zarr.json", prototype.buffer.from_bytes(UNFINISHED))
+        keys = [key async for key in made.list()]
+        for key in sorted(keys, key=lambda key: key == "zarr.json"):
+            content = await made.get(key, prototype)
+            assert content is not None
+            await store.set(key, content)
+
+    sync(copy())
+
+
+def _unreachable(location: Location, error: Exception) -> StoreError:
+    return StoreError(f"the store {location.name} cannot be reached: {said(error)}")
 
 
 def _foreign(location: Location, why: str) -> StoreError:

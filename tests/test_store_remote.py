@@ -34,7 +34,7 @@ from clearsky_xr.errors import ClearSkyWarning
 from clearsky_xr.sandbox import Fault, Server
 
 from .conftest import FARM, access
-from .test_store_plain import DATES, HALVES, Bought, bug, forget, lazy, served, tree
+from .test_store_plain import DATES, HALVES, Bought, forget, lazy, served, tree
 
 SECRET = "CANARY-53a8c1f0-violet"
 KEY_ID = "AKIACANARY77"
@@ -229,7 +229,6 @@ def test_a_network_that_ends_in_the_middle_of_a_fill(
     assert len(since.downloads) == 2
 
 
-@bug("what is half made on object storage is taken for a foreign group, for ever")
 def test_a_network_that_ends_while_the_store_is_made(
     shop: Server, bucket: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -408,7 +407,6 @@ def test_credentials_that_the_service_of_the_store_refuses(
     assert since.downloads == []
 
 
-@bug("errors of the storage come out raw")
 def test_credentials_that_end_while_a_dataset_is_open(
     shop: Server, kept: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -451,7 +449,6 @@ def test_options_that_do_not_fit(shop: Server, tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*.zarr*")) == []
 
 
-@bug("stores are told apart by their URL alone")
 def test_the_same_url_in_two_places(
     shop: Server, bucket: str, kept: str, options: dict[str, Any]
 ) -> None:
@@ -533,7 +530,6 @@ def test_a_store_of_zarr(shop: Server, tmp_path: Path, kind: str, memory: str) -
         assert again.downloads == []
 
 
-@bug("each look for the sidecar makes a temporary folder, which stays")
 def test_a_store_in_memory_leaves_one_temporary_folder(shop: Server, tmp_path: Path) -> None:
     store = MemoryStore()
     for _ in range(3):
@@ -584,7 +580,6 @@ def test_a_read_only_store(shop: Server, tmp_path: Path, kind: str) -> None:
         assert len(since.downloads) == 1
 
 
-@bug("says that it is no store of ours, instead of that it cannot be written")
 def test_new_dates_for_a_read_only_store(shop: Server, tmp_path: Path) -> None:
     writable = MemoryStore()
     lazy(shop, writable, time=DATES[:1])
@@ -596,9 +591,7 @@ def test_new_dates_for_a_read_only_store(shop: Server, tmp_path: Path) -> None:
     assert since.downloads == []
 
 
-@pytest.mark.parametrize(
-    "kind", ["memory", pytest.param("local", marks=bug("the store is made all the same"))]
-)
+@pytest.mark.parametrize("kind", ["memory", "local"])
 def test_a_new_store_where_nothing_can_be_written(shop: Server, tmp_path: Path, kind: str) -> None:
     since = Bought(shop)
     path = tmp_path / "new.zarr"
@@ -609,7 +602,6 @@ def test_a_new_store_where_nothing_can_be_written(shop: Server, tmp_path: Path, 
     assert not path.exists()
 
 
-@bug("the process keeps the first store object for a path")
 def test_a_read_only_view_does_not_bind_the_path(shop: Server, tmp_path: Path) -> None:
     """Who opens a store read-only first has not closed it for those who may write."""
     path = tmp_path / "fields.zarr"
