@@ -409,13 +409,13 @@ def _is_empty(location: Location) -> bool:
             return True
         if not folder.is_dir():
             raise _foreign(location, "it is a file")
-        root = folder / "zarr.json"
-        return not any(folder.iterdir()) or (root.is_file() and root.read_bytes() == UNFINISHED)
+        own = folder / "zarr.json"
+        return not any(folder.iterdir()) or (own.is_file() and own.read_bytes() == UNFINISHED)
     store = zarr_store(location)
     try:
         root = sync(store.get("zarr.json", default_buffer_prototype()))
         if root is not None:
-            return root.to_bytes() == UNFINISHED
+            return bool(root.to_bytes() == UNFINISHED)
         if sync(store.is_empty("")):
             return True
     except Exception as error:  # noqa: BLE001  stores raise what they like
