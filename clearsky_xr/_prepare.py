@@ -22,11 +22,12 @@ from ._client import AccountInfo
 from ._cube import Cube
 from ._dataset import to_dataset
 from ._layers import NODATA, bands_for
+from ._layout import DATES, PIXELS
 from ._location import Location
 from ._record import Origin, Record, record_for
 from ._settings import Missing, Settings, offline
 from ._stock import fresh_stock, sidecar_for, stock_of
-from ._store import DATES, PIXELS, RECORD, consolidate, find, publish, said, zarr_store
+from ._store import RECORD, consolidate, find, publish, said, zarr_store
 from ._stored import FromStore
 from .errors import BandLimitError, InvalidBandError, InvalidOptionError, StoreError
 

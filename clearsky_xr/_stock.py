@@ -102,6 +102,8 @@ class Stock:
         self.damaged: set[tuple[dt.date, Block]] = set()
         self.torn: set[tuple[dt.date, Block]] = set()
         self.shared = shared
+        # Held while what the dead have left is taken over: who buys waits for what they paid.
+        self.adopting = asyncio.Lock()
         self._lock = threading.Lock()
         # Elsewhere than on a local disk to ask again takes long; nothing that is there goes away.
         self._known: dict[dt.date, set[Block]] = {}

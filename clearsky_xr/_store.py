@@ -23,9 +23,8 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
-from ._blocks import SIDE, Block, Blocks
-from ._dates import TIME_UNITS
-from ._layers import NODATA, REFLECTANCE
+from ._blocks import Block, Blocks
+from ._layout import EPOCH, PIXELS, RECEIPTS, Odd, check_arrays, read_dates
 from ._location import Location
 from ._pixels import Window
 from ._record import Record, loads
@@ -38,21 +37,6 @@ RECORD: Final = "clearsky_store"
 UNFINISHED: Final = json.dumps(
     {"zarr_format": 3, "node_type": "group", "attributes": {RECORD: "unfinished"}}
 ).encode()
-
-PIXELS: Final = "reflectance"
-RECEIPTS: Final = "receipts/receipt"
-
-# More dates than a store can have: the archive is daily at most.
-_MOST_DATES: Final = 100_000
-#: Dates in one object of ``time``.
-DATES: Final = 1024
-
-# Codecs that may be in the metadata of a store: none of them can run code.
-_CODECS: Final = frozenset({"bytes", "blosc", "zstd", "gzip", "crc32c", "vlen-utf8"})
-_EPOCH: Final = dt.date(1970, 1, 1)
-_DIMS: Final = ["time", "band", "y", "x"]
-_RECEIPT_DIMS: Final = ["time", "block_y", "block_x"]
-_KEYS: Final = {"name": "default", "configuration": {"separator": "/"}}
 
 # Changing the warnings filter is not thread-safe.
 _quiet = threading.Lock()
@@ -98,6 +82,7 @@ class Store:
 
     def load(self) -> None:
         """Read the metadata anew: another process may have declared dates."""
+        self._stamp = self._seen()
         try:
             root = self._root("r")
         except Exception as error:  # noqa: BLE001  stores raise what they like
@@ -106,13 +91,11 @@ class Store:
             raise _foreign(self.location, "it is a Zarr group without the record of a store")
         self.record = loads(root.attrs[RECORD])
         self.blocks = Blocks(self.record.cube.grid.window)
-        self._stamp = self._seen()
         try:
-            self.dates = self._dates(root)
-        except StoreError:
-            raise
+            count = check_arrays(root, self.record.cube, self.blocks)
+            self.dates = read_dates(root, self.record.cube.grid, self.record.cube.bands, count)
         except Exception as error:  # noqa: BLE001  whatever it is, it was found in the store
-            raise self._broken(said(error)) from None
+            raise self._broken(error) from None
         self._pixels, self._receipts = root[PIXELS], root[RECEIPTS]
         self._writers: tuple[Any, Any] | None = None
 
@@ -129,69 +112,6 @@ class Store:
         except OSError:
             return None
         return stat.st_ino, stat.st_mtime_ns
-
-    def _dates(self, root: Any) -> dict[dt.date, int]:
-        """Read the dates, once the arrays are known to be as they were made."""
-        count = self._inspect(root)
-        grid = self.record.cube.grid
-        axes = grid.geobox.coordinates
-        own = {"band": self.record.cube.bands, "y": axes["y"].values, "x": axes["x"].values}
-        for name, values in own.items():
-            if list(root[name][:]) != list(values):
-                raise self._broken(f"its coordinate {name} is not that of its record")
-        if root["x"].attrs.get("crs") != f"EPSG:{grid.epsg}":
-            raise self._broken("its CRS is not that of its record")
-        days, rest = np.divmod(np.asarray(root["time"][:], np.int64), 86400)
-        if rest.any() or len(np.unique(days)) != count or (abs(days) > 100_000).any():
-            raise self._broken("its times are not distinct days")
-        return {_EPOCH + dt.timedelta(int(day)): k for k, day in enumerate(days)}
-
-    def _inspect(self, root: Any, *, growing: bool = False) -> int:
-        """Make sure that the arrays are as they were made; gives the number of dates.
-
-        While dates are added some arrays may be longer than others, and have more dates than
-        are declared.
-        """
-        cube = self.record.cube
-        bands, (rows, cols) = len(cube.bands), cube.grid.shape
-        count = len(self.dates) if growing else root["time"].shape[0]
-        expected: list[tuple[str, str, tuple[int, ...], tuple[int, ...], list[str]]] = [
-            (PIXELS, "int16", (count, bands, rows, cols), (1, bands, SIDE, SIDE), _DIMS),
-            (RECEIPTS, "string", (count, *self.blocks.shape), (1, 1, 1), _RECEIPT_DIMS),
-            ("time", "int64", (count,), (DATES,), ["time"]),
-            ("band", "string", (bands,), (bands,), ["band"]),
-            ("y", "float64", (rows,), (rows,), ["y"]),
-            ("x", "float64", (cols,), (cols,), ["x"]),
-        ]
-        for name, dtype, shape, chunks, dims in expected:
-            if name not in root or not isinstance(root[name], zarr.Array):
-                raise self._broken(f"it has no array {name}")
-            array = root[name].metadata.to_dict()
-            found = tuple(array["shape"])
-            if growing and dims[0] == "time" and len(found) == len(shape):
-                found = (min(found[0], count), *found[1:])
-            same = {
-                "type": (str(array["data_type"]), dtype),
-                "shape": (found, shape),
-                "chunks": (tuple(array["chunk_grid"]["configuration"]["chunk_shape"]), chunks),
-                "dimensions": (list(array.get("dimension_names") or ()), dims),
-                "keys": (array["chunk_key_encoding"], _KEYS),
-            }
-            for what, (ours, made) in same.items():
-                if ours != made:
-                    raise self._broken(f"the {what} of its array {name}: {ours}, was {made}")
-            if odd := {codec["name"] for codec in array["codecs"]} - _CODECS:
-                raise self._broken(f"a codec of its array {name}: {', '.join(map(str, odd))}")
-        pixels, time = root[PIXELS], root["time"]
-        if pixels.fill_value != NODATA:
-            raise self._broken(f"the fill value of its array {PIXELS}: {pixels.fill_value}")
-        if pixels.attrs.get("scale_factor") != 1 / REFLECTANCE or "add_offset" in pixels.attrs:
-            raise self._broken(f"the scale of its array {PIXELS}")
-        if time.attrs.get("units") != TIME_UNITS:
-            raise self._broken("the units of its array time")
-        if count > _MOST_DATES:
-            raise self._broken(f"it has {count} dates")
-        return count
 
     # ---- pixels
 
@@ -335,11 +255,9 @@ class Store:
         # Not what is consolidated: an interrupted step may have changed the arrays.
         root = self._root("r+", consolidated=False)
         try:
-            self._inspect(root, growing=True)
-        except StoreError:
-            raise
+            check_arrays(root, self.record.cube, self.blocks, declared=len(self.dates))
         except Exception as error:  # noqa: BLE001  whatever it is, it was found in the store
-            raise self._broken(said(error)) from None
+            raise self._broken(error) from None
         folder = self.location.folder
         if folder is not None:
             for pattern in ("**/zarr.*.partial", "time/**/*.partial"):
@@ -348,7 +266,7 @@ class Store:
         known, total = len(self.dates), len(self.dates) + len(new)
         time = root["time"]
         time.resize((total,))
-        time[known:total] = np.array([(day - _EPOCH).days * 86400 for day in new], np.int64)
+        time[known:total] = np.array([(day - EPOCH).days * 86400 for day in new], np.int64)
         for name in (PIXELS, RECEIPTS):
             root[name].resize((total, *root[name].shape[1:]))
         consolidate(self._zarr)
@@ -359,7 +277,8 @@ class Store:
     def _root(self, mode: Any, *, consolidated: bool | None = None) -> Any:
         return zarr.open_group(self._zarr, mode=mode, use_consolidated=consolidated, zarr_format=3)
 
-    def _broken(self, why: str) -> StoreError:
+    def _broken(self, error: Exception) -> StoreError:
+        why = str(error) if isinstance(error, Odd) else said(error)
         return StoreError(
             f"the store {self.location.name} is damaged: {why}",
             hint="It was changed by something else. Nothing was written to it.",

@@ -259,19 +259,22 @@ class FromStore:
             False if another process is at it.
         """
         stock = self.stock
-        if not await self._thread(stock.sidecar.strangers):
-            return True
-        with stock.sidecar.adopting() as alone:
-            if not alone:
-                return False
-            found, notices = await self._thread(stock.adopt)
-            self._notices += notices
-            for held in found:
-                date = held.request.date
-                stock.holdings.add(series_of(stock.store.record.cube, date), held)
-                area = await self._thread(partial(self._area, held.pixels))
-                if area is not None and date in stock.store.dates:
-                    await self._put_away(held, area)
+        async with stock.adopting:
+            if not await self._thread(stock.sidecar.strangers):
+                return True
+            with stock.sidecar.adopting() as alone:
+                return alone and await self._adopt()
+
+    async def _adopt(self) -> bool:
+        stock = self.stock
+        found, notices = await self._thread(stock.adopt)
+        self._notices += notices
+        for held in found:
+            date = held.request.date
+            stock.holdings.add(series_of(stock.store.record.cube, date), held)
+            area = await self._thread(partial(self._area, held.pixels))
+            if area is not None and date in stock.store.dates:
+                await self._put_away(held, area)
         return True
 
     async def _put_away(self, held: Held, area: PixelSet) -> None:

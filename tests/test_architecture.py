@@ -20,7 +20,7 @@ FLOORS = [
     ["errors", "_pixels", "_blocks", "_bands", "_area", "_dates", "_grid", "_mask", "_geometry",
      "_request", "_cube"],
     ["_clock", "_location", "_budget", "_settings", "_retry", "_answers", "_gate", "_selection",
-     "_plan", "_layers", "_record", "_notices", "_availability", "_explain"],
+     "_plan", "_layers", "_record", "_layout", "_notices", "_availability", "_explain"],
     ["_client", "_geotiff", "_holdings", "_spool", "_sidecar", "_store", "_loop"],
     ["_account", "_purchase", "_service", "_stock", "_stored", "_fetch", "_prefetch",
      "_array", "_hidden", "_graph", "_quote", "_planned", "_dataset",
