@@ -31,6 +31,7 @@ from dask.array import chunk
 from dask.array.core import getter, getter_inline, getter_nofancy
 from dask.base import compute, is_dask_collection
 from dask.core import flatten
+from dask.order import order
 from xarray.core.indexing import ExplicitIndexer
 
 from ._array import ClearSkyArray, unwrapped
@@ -89,18 +90,23 @@ def reads(*objects: Any) -> list[Read]:
     module, does so unseen.
     """
     recorder = _Recorder()
-    collections = []
+    collections, lazy = [], []
     for data in chain.from_iterable(map(_data, objects)):
         if is_dask_collection(data):
             collections.append(data)
         elif not isinstance(data, np.ndarray):
-            recorder.load(data)
+            lazy.append(data)
     if collections:
         with suppress(_Recorded):
             compute(  # type: ignore[no-untyped-call]
                 *collections, traverse=False, scheduler=recorder.schedule
             )
-    return recorder.reads
+    # In Dask's order; what does not hang on Dask is loaded afterwards.
+    found = [read for _, read in sorted(recorder.reads, key=operator.itemgetter(0))]
+    recorder.reads.clear()
+    for data in lazy:
+        recorder.load(data)
+    return found + [read for _, read in recorder.reads]
 
 
 def _data(obj: Any) -> Iterator[Any]:
@@ -128,7 +134,11 @@ class _Recorder:
     """A scheduler for Dask that writes down what would be read, and computes nothing."""
 
     def __init__(self) -> None:
-        self.reads: list[Read] = []
+        #: With the places in Dask's order of the tasks that they belong to.
+        self.reads: list[tuple[int, Read]] = []
+        self._tasks: Mapping[Any, Any] = {}
+        self._order: Mapping[Any, int] = {}
+        self._place = 0
         self._holds = Detector()
         # By id; the object is kept, so that no other one gets its id.
         self._probed: dict[int, tuple[Any, ClearSkyArray | None, Any]] = {}
@@ -137,7 +147,9 @@ class _Recorder:
         """Do as ``dask.get`` does, as far as our arrays are concerned, but give no results."""
         graph = dsk.__dask_graph__() if hasattr(dsk, "__dask_graph__") else dsk
         wanted = flatten(keys)  # type: ignore[no-untyped-call]
-        self._run(convert_legacy_graph(dict(graph)), wanted, {})
+        self._tasks = convert_legacy_graph(dict(graph))
+        self._order = order(self._tasks)
+        self._run(self._tasks, wanted, {})
         raise _Recorded
 
     def load(self, lazy: Any) -> None:
@@ -160,6 +172,8 @@ class _Recorder:
             if before:
                 ahead += before
             else:
+                if graph is self._tasks:
+                    self._place = self._order[ahead[-1]]
                 values[ahead.pop()] = self._value(node, values)
         return values
 
@@ -203,7 +217,7 @@ class _Recorder:
         try:
             result = use(probed)
         except _Asked as asked:
-            self.reads.append(Read(array, asked.key))
+            self.reads.append((self._place, Read(array, asked.key)))
             return _COMPUTED
         except Exception as error:
             # Such as a key that is itself computed.

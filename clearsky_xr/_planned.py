@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 import sys
+import textwrap
 from dataclasses import dataclass
 from html import escape
 from typing import Any, Final
@@ -14,12 +16,20 @@ import pandas as pd
 from . import _loop
 from ._account import account
 from ._graph import Read, reads
+from ._plan import MINIMUM
 from ._quote import Focus, Quote, quote
 from ._request import Request
 from .errors import InvalidOptionError
 
 # Below this share of used pixels a plan says how to buy less.
 _FEW: Final = 0.1
+# Steps of Dask that make one value of many. Where there is one, nothing is said of pixels that
+# are bought and not used.
+_REDUCES: Final = re.compile(
+    r"(^| )(nan)?(agg|all|any|arg|count|cum|first|groupby|last|max|mean|median|min|moment|overlap"
+    r"|prod|push|quantile|reduc|std|sum|var)|aggregate|chunk_|_chunk|_agg",
+    re.IGNORECASE,
+)
 # Most free estimates that are asked for without being told to.
 _ESTIMATES: Final = 20
 
@@ -70,7 +80,8 @@ class Plan:
         If nothing were held and nothing shared.
     exact : bool
         False on a cluster, where workers may hold more than this process knows, and
-        do not share what they hold.
+        do not share what they hold; and where windows overlap in part, since then
+        the order in which threads come decides which request brings what they share.
     whole_blocks : bool
         Whether a store makes requests larger than what is asked for.
     """
@@ -109,7 +120,8 @@ class Plan:
     @property
     def advice(self) -> str:
         """How to buy less, if much more is bought than used; else empty."""
-        if self.useful_fraction >= _FEW:
+        least = all(request.credits <= MINIMUM for request in self.requests)
+        if self.useful_fraction >= _FEW or least:
             return ""
         if self.whole_blocks:
             return (
@@ -142,7 +154,7 @@ class Plan:
     def __repr__(self) -> str:
         width = max(len(name) for name, _ in self._lines())
         lines = [f"  {name:{width}}  {value}" for name, value in self._lines()]
-        return "\n".join(["<clearsky_xr Plan>", *lines, *([self.advice] if self.advice else [])])
+        return "\n".join(["<clearsky_xr Plan>", *lines, *textwrap.wrap(self.advice, 78)])
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -156,7 +168,7 @@ class Plan:
     def _lines(self) -> list[tuple[str, str]]:
         if not self.requests:
             return [("requests", "none: all of it is loaded, held or in the store")]
-        bound = "" if self.exact else ", on a cluster at most that if workers share nothing"
+        bound = "" if self.exact else ", more or less: a cluster, or windows that overlap in part"
         span = (
             f"{self.dates[0]}"
             if len(self.dates) == 1
@@ -254,7 +266,7 @@ def _made(quoted: Quote) -> Plan:
             for request, useful in zip(quoted.requests, quoted.useful, strict=True)
         ),
         round(quoted.alone, 2),
-        not _on_a_cluster(),
+        not quoted.in_turn and not _on_a_cluster(),
         quoted.whole_blocks,
     )
 
@@ -279,13 +291,15 @@ def _focus(obj: Any, found: list[Read]) -> Focus:
     """Read from the coordinates of a result which pixels it still tells apart."""
     if not found or not hasattr(obj, "coords"):
         return Focus()
+    if _REDUCES.search(" ".join(_layers(obj))):
+        return Focus()  # a mean may lie on the coordinates of one of its pixels
     cube = found[0].array.cube
     size = cube.grid.resolution
 
     def values(name: str) -> Any:
         return np.ravel(obj.coords[name].values) if name in obj.coords else None
 
-    def places(name: str, sign: int, start: int, stop: int) -> frozenset[int] | None:
+    def places(name: str, sign: int, start: int, stop: int) -> tuple[int, ...] | None:
         """Give lattice places; None where the coordinate is not one of pixels any more."""
         given = values(name)
         if given is None or not np.issubdtype(given.dtype, np.floating):
@@ -294,7 +308,7 @@ def _focus(obj: Any, found: list[Read]) -> Focus:
         whole = np.round(exact)
         if (np.abs(exact - whole) > 1e-6).any() or (whole < start).any() or (whole >= stop).any():
             return None
-        return frozenset(int(place) for place in whole)
+        return tuple(int(place) for place in whole)
 
     times = values("time")
     dates = None
@@ -302,11 +316,19 @@ def _focus(obj: Any, found: list[Read]) -> Focus:
         days = frozenset(time.astype("datetime64[D]").item() for time in times)
         dates = days if days <= set(cube.dates) else None
     window = cube.grid.window
+    y, x = (obj.coords[name].dims if name in obj.coords else () for name in ("y", "x"))
     return Focus(
         dates,
         places("y", -1, window.row0, window.row1),
         places("x", 1, window.col0, window.col1),
+        points=bool(y) and y == x,
     )
+
+
+def _layers(obj: Any) -> list[str]:
+    """Name the steps of Dask that lead to an object."""
+    graph = obj.__dask_graph__()
+    return [] if graph is None else [str(name) for name in getattr(graph, "layers", ())]
 
 
 def _on_a_cluster() -> bool:

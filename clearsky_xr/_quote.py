@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ._account import Account, process
 from ._blocks import Block
@@ -33,30 +34,42 @@ class Focus:
     Parameters
     ----------
     dates : frozenset of datetime.date or None
-    rows, cols : frozenset of int or None
+    rows, cols : tuple of int or None
         On the lattice.
+    points : bool
+        Whether rows and columns belong together one by one.
     """
 
     dates: frozenset[dt.date] | None = None
-    rows: frozenset[int] | None = None
-    cols: frozenset[int] | None = None
+    rows: tuple[int, ...] | None = None
+    cols: tuple[int, ...] | None = None
+    points: bool = False
 
-    def count(self, pixels: PixelSet) -> int:
-        """Count the pixels in focus of a date that is."""
-        rows = _inside(self.rows, pixels.window.row0, pixels.window.row1)
-        cols = _inside(self.cols, pixels.window.col0, pixels.window.col1)
+    def mask(self, window: Window) -> NDArray[np.bool_] | None:
+        """Give the pixels of a window that are in focus; None if all of them are."""
+        rows = _inside(self.rows, window.row0, window.row1)
+        cols = _inside(self.cols, window.col0, window.col1)
         if rows is None and cols is None:
-            return len(pixels)
-        mask = pixels.dense
-        mask = mask if rows is None else mask[rows]
-        return int(np.count_nonzero(mask if cols is None else mask[:, cols]))
+            return None
+        mask = np.zeros(window.shape, bool)
+        if self.points and self.rows is not None and self.cols is not None:
+            pairs = np.array([self.rows, self.cols]) - [[window.row0], [window.col0]]
+            inside = ((pairs >= 0) & (pairs < np.array([window.shape]).T)).all(0)
+            mask[tuple(pairs[:, inside])] = True
+        else:
+            mask[np.ix_(*(
+                np.arange(size) if own is None else own
+                for own, size in zip((rows, cols), window.shape, strict=True)
+            ))] = True  # fmt: skip
+        return mask
 
 
-def _inside(places: frozenset[int] | None, start: int, stop: int) -> list[int] | None:
+def _inside(places: tuple[int, ...] | None, start: int, stop: int) -> NDArray[np.int_] | None:
     """Give those of a range that are in focus, counted from its start; None if all are."""
-    if places is None or places.issuperset(range(start, stop)):
+    if places is None:
         return None
-    return [place - start for place in places if start <= place < stop]
+    own = np.unique([place - start for place in places if start <= place < stop]).astype(int)
+    return None if len(own) == stop - start else own
 
 
 @dataclass(slots=True)
@@ -72,12 +85,15 @@ class Quote:
         Credits if nothing were shared or held.
     whole_blocks : bool
         Whether a store makes requests larger.
+    in_turn : bool
+        Whether windows overlap in part: who comes first buys what they share.
     """
 
     requests: list[Request] = field(default_factory=list)
     useful: list[int] = field(default_factory=list)
     alone: float = 0.0
     whole_blocks: bool = False
+    in_turn: bool = False
 
 
 async def quote(reads: Sequence[Read], focus: Focus) -> Quote:
@@ -129,11 +145,13 @@ class _Held:
         self._holdings = holdings
         self.planned: dict[Hashable, list[tuple[PixelSet, frozenset[str]]]] = {}
         self.blocks: set[tuple[dt.date, Block]] = set()
+        #: Whether planned windows overlap in part, so that their order matters.
+        self.in_part = False
 
     def missing(
         self, series: Hashable, layers: tuple[str, ...], pixels: PixelSet
     ) -> PixelSet | None:
-        missing = self._holdings.find(series, layers, pixels)[2]
+        missing = lacking = self._holdings.find(series, layers, pixels)[2]
         own, wanted = pixels.window, set(layers)
         for cell in _cells(own):
             for planned, brings in self.planned.get((series, cell), ()):
@@ -150,6 +168,7 @@ class _Held:
                     rest = missing.without(planned)
                     # The same object if nothing was taken away: covers are found again by it.
                     missing = missing if rest is not None and len(rest) == len(missing) else rest
+        self.in_part |= missing is not None and missing is not lacking
         return missing
 
     def add(self, series: Hashable, layers: tuple[str, ...], pixels: PixelSet) -> None:
@@ -240,32 +259,63 @@ class _Trial:
         return self._areas[blocks]
 
 
-def _go_through(reads: Iterable[tuple[Read, _Trial]], focus: Focus) -> Quote:
+def _go_through(reads: Sequence[tuple[Read, _Trial]], focus: Focus) -> Quote:
     found = Quote()
-    seen: dict[tuple[PixelSet, PixelSet], int] = {}
+    wants: dict[tuple[Hashable, dt.date], dict[PixelSet, None]] = {}
+    series: list[Hashable] = []
     for read, trial in reads:
         found.whole_blocks |= trial.store is not None
         for date, wanted in _wants(read.array.cube, read, trial):
+            wants.setdefault((id(trial.holdings), date), {})[wanted] = None
             found.alone += trial.alone(date, wanted)
-            for request in trial.send(date, wanted):
-                found.requests.append(request)
-                pair = wanted, request.pixels
-                if pair not in seen:  # all dates of a window have the same
-                    seen[pair] = _used(wanted, request.pixels, focus)
-                told_apart = focus.dates is None or date in focus.dates
-                found.useful.append(seen[pair] if told_apart else 0)
+            sent = trial.send(date, wanted)
+            found.requests += sent
+            series += [id(trial.holdings)] * len(sent)
+    found.in_turn = any(trial.held.in_part for _, trial in reads)
+    found.useful = _used(found.requests, series, wants, focus)
     return found
 
 
-def _used(wanted: PixelSet, brought: PixelSet, focus: Focus) -> int:
+def _used(
+    requests: Sequence[Request],
+    series: Sequence[Hashable],
+    wants: Mapping[tuple[Hashable, dt.date], Iterable[PixelSet]],
+    focus: Focus,
+) -> list[int]:
+    """Count the pixels of each request that any reader asks for, and that are in focus."""
+    near: dict[tuple[Hashable, dt.date, tuple[int, int]], list[PixelSet]] = {}
+    for (name, date), wanted in wants.items():
+        for pixels in wanted:
+            for cell in _cells(pixels.window):
+                near.setdefault((name, date, cell), []).append(pixels)
+    counted: dict[tuple[PixelSet, tuple[PixelSet, ...]], int] = {}
+    useful = []
+    for request, name in zip(requests, series, strict=True):
+        if focus.dates is not None and request.date not in focus.dates:
+            useful.append(0)
+            continue
+        cells = _cells(request.pixels.window)
+        readers = tuple(
+            dict.fromkeys(p for cell in cells for p in near.get((name, request.date, cell), ()))
+        )
+        pair = request.pixels, readers
+        if pair not in counted:  # all dates of a window have the same
+            counted[pair] = _count(*pair, focus)
+        useful.append(counted[pair])
+    return useful
+
+
+def _count(brought: PixelSet, readers: Iterable[PixelSet], focus: Focus) -> int:
     """Count the pixels of a request that are asked for and in focus."""
-    shared = brought.window & wanted.window
-    if not shared.size:
-        return 0
-    if wanted.mask is None and brought.mask is None:
-        return focus.count(PixelSet(shared))
-    mask = wanted.crop(shared).dense & brought.dense[brought.window.slices(shared)]
-    return focus.count(PixelSet(shared, mask))
+    seen = focus.mask(brought.window)
+    asked = np.zeros(brought.window.shape, bool)
+    for wanted in readers:
+        shared = brought.window & wanted.window
+        if shared.size:
+            asked[brought.window.slices(shared)] |= wanted.crop(shared).dense
+    if brought.mask is not None:
+        asked &= brought.mask
+    return int(np.count_nonzero(asked if seen is None else asked & seen))
 
 
 def _wants(cube: Cube, read: Read, trial: _Trial) -> Iterable[tuple[dt.date, PixelSet]]:
