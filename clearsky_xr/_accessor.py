@@ -1,8 +1,10 @@
-"""``ds.clearsky``: what a Dataset of a cube knows of its store."""
+"""``ds.clearsky``: plans, pictures, and what a Dataset of a cube knows of its store."""
 
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,8 +16,10 @@ from ._account import process
 from ._array import opened
 from ._blocks import Block
 from ._budget import Spent
+from ._card import card
 from ._cube import Cube
 from ._notices import warn
+from ._picture import BRIGHT, TRUE_COLOUR, index, plot_rgb, rgb
 from ._pixels import PixelSet
 from ._planned import Estimate, Plan, estimate_of, plan_of
 from ._prefetch import missing, prefetch
@@ -87,6 +91,101 @@ class ClearSkyAccessor(ArrayAccessor):
     def __init__(self, dataset: xr.Dataset) -> None:
         super().__init__(dataset)
         self._dataset = dataset
+
+    def __repr__(self) -> str:
+        return card(self._dataset, *self._whole()).text()
+
+    def _repr_html_(self) -> str:
+        return card(self._dataset, *self._whole()).html()
+
+    def _whole(self) -> tuple[Cube, Settings] | tuple[None, None]:
+        try:
+            return self._origin()
+        except InputError:
+            return None, None
+
+    def rgb(
+        self, bands: Sequence[str] = TRUE_COLOUR, *, vmin: float = 0.0, vmax: float = BRIGHT
+    ) -> xr.DataArray:
+        """Make a picture out of three bands; lazy if the cube hangs on Dask.
+
+        Parameters
+        ----------
+        bands : sequence of str, default ("red", "green", "blue")
+            Shown as red, green and blue; ids or common names.
+        vmin, vmax : float, default 0 and 0.2
+            Reflectances that are shown black and white. 0.2 is the vendor's display hint
+            (contract, section 7.3).
+
+        Returns
+        -------
+        xarray.DataArray
+            uint8, (..., y, x, rgba). Where a band has no data all four are 0, so that it
+            is transparent.
+
+        Raises
+        ------
+        InvalidBandError
+            A band is unknown, or the cube does not have it.
+        InvalidOptionError
+            Not three bands, or no range of reflectances.
+        """
+        return rgb(self._dataset, bands, vmin, vmax)
+
+    def plot_rgb(
+        self,
+        bands: Sequence[str] = TRUE_COLOUR,
+        *,
+        vmin: float = 0.0,
+        vmax: float = BRIGHT,
+        **options: Any,
+    ) -> Any:
+        """Draw a picture, one panel for each date. It buys what it shows.
+
+        Parameters
+        ----------
+        bands, vmin, vmax
+            As for `rgb`.
+        **options
+            For ``xarray.DataArray.plot.imshow``, such as ``col_wrap``, ``size`` or ``ax``.
+
+        Returns
+        -------
+        xarray.plot.FacetGrid or matplotlib.image.AxesImage
+            The latter for a single date.
+
+        Raises
+        ------
+        InvalidBandError
+            A band is unknown, or the cube does not have it.
+        InvalidOptionError
+            More than 24 dates, not three bands, or no range of reflectances.
+        InputError
+            matplotlib is not there.
+        """
+        return plot_rgb(self._dataset, bands, vmin, vmax, options)
+
+    def index(self, name: str | Mapping[str, Sequence[str]]) -> xr.DataArray:
+        """Compute an index from the cube's own bands; nothing is bought beyond them.
+
+        Parameters
+        ----------
+        name : str or mapping
+            As in ``indices=``: a name of the catalogue, or a name of your own and the pair
+            (X, Y) of (X - Y) / (X + Y).
+
+        Returns
+        -------
+        xarray.DataArray
+            float32, dims of ``reflectance`` without ``band``; NaN without data and where
+            X + Y is 0. Lazy if the cube hangs on Dask.
+
+        Raises
+        ------
+        InvalidBandError
+            The index is unknown, or the cube does not have its bands.
+        """
+        return index(self._dataset, name)
 
     def prefetch(self, *, progress: bool = True) -> Spent:
         """Buy everything that the store does not have yet of what is selected.
