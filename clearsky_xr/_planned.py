@@ -174,7 +174,6 @@ class Plan:
             if len(self.dates) == 1
             else f"{len(self.dates)}, {self.dates[0]} to {self.dates[-1]}"
         )
-        useful = self.useful_fraction
         return [
             ("requests", f"{len(self.requests):,}"),
             ("credits", f"{self.credits:,.2f}{bound}"),
@@ -182,7 +181,7 @@ class Plan:
             ("dates", span),
             ("area", f"{self.area_km2:,.2f} km2 over all dates"),
             ("download", f"{self.bytes / 1e6:,.1f} MB at most, uncompressed"),
-            ("used", f"{useful:.1%} of the pixels bought" if useful < 1 else "every pixel bought"),
+            ("used", _share(self.useful_fraction)),
         ]
 
 
@@ -217,6 +216,12 @@ class Estimate:
             f"<clearsky_xr Estimate: {self.credits:.2f} credits by the service for "
             f"{len(self.plan.requests)} requests, {verdict}>"
         )
+
+
+def _share(useful: float) -> str:
+    if useful == 1:
+        return "every pixel bought"
+    return f"{useful:.1%} of the pixels bought" if useful >= 0.001 else "under 0.1% of those bought"
 
 
 def plan_of(*objects: Any) -> Plan:
