@@ -19,7 +19,7 @@ def test_every_block_runs_in_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     blocks = [textwrap.dedent(text) for _, text in BLOCK.findall(README.read_text("utf-8"))]
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     mpl.use("Agg")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLEARSKY_BASE_URL", "sandbox")
