@@ -121,6 +121,8 @@ class Stock:
     def refresh(self) -> bool:
         """Read the store's metadata anew; False if another store is there now."""
         before = self.store
+        if before.is_current():
+            return True
         try:
             now = Store(self.location)
         except StoreError:

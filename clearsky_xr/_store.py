@@ -104,6 +104,11 @@ class Store:
         seen = self._seen()
         return seen is not None and seen != self._stamp
 
+    def is_current(self) -> bool:
+        """Say whether nothing has written metadata since they were read; on a local disk."""
+        seen = self._seen()
+        return seen is not None and seen == self._stamp
+
     def _seen(self) -> tuple[int, int] | None:
         if self.location.folder is None:
             return None
