@@ -34,13 +34,12 @@ def rgb(dataset: xr.Dataset, bands: Sequence[str], vmin: float, vmax: float) -> 
         raise InvalidOptionError(
             f"vmin={vmin} and vmax={vmax} are no range", hint="Reflectances are from 0 to 1."
         )
-    three = xr.concat([_band(dataset, name) for name in bands], "rgba")
     picture: xr.DataArray = xr.apply_ufunc(
-        _colours, three,
-        input_core_dims=[["rgba"]], output_core_dims=[["rgba"]], exclude_dims={"rgba"},
+        _colours, _reflectance(dataset, bands),
+        input_core_dims=[["band"]], output_core_dims=[["rgba"]],
         kwargs={"vmin": vmin, "vmax": vmax},
         dask="parallelized", output_dtypes=[np.uint8],
-        dask_gufunc_kwargs={"output_sizes": {"rgba": 4}, "allow_rechunk": True},
+        dask_gufunc_kwargs={"output_sizes": {"rgba": 4}},
     )  # fmt: skip
     picture.name = "rgb"
     picture.attrs = {
@@ -92,39 +91,54 @@ def index(dataset: xr.Dataset, wanted: str | Mapping[str, Sequence[str]]) -> xr.
         raise InvalidOptionError("index() computes one index at a time")
     name, layer = chosen[0]
     first, second = layer.strip("[]").split("_")
-    x, y = (_band(dataset, band) for band in (first, second))
-    total = x + y
-    value: xr.DataArray = (x - y) / total.where(total != 0)
+    value: xr.DataArray = xr.apply_ufunc(
+        _difference, _reflectance(dataset, (first, second)),
+        input_core_dims=[["band"]], dask="parallelized", output_dtypes=[np.float32],
+    )  # fmt: skip
     value.name = name
     value.attrs = {"long_name": f"({first} - {second}) / ({first} + {second})", "units": "1"}
     return value
 
 
-def _band(dataset: xr.Dataset, name: str) -> xr.DataArray:
-    """Select a band's reflectance, float32 with NaN, without what only the band knows."""
+def _reflectance(dataset: xr.Dataset, names: Sequence[str]) -> xr.DataArray:
+    """Select bands, in the order of the names, in one chunk: they come in one request."""
     if "reflectance" not in dataset or "band" not in dataset["reflectance"].dims:
         raise InvalidBandError(
             "this Dataset has no reflectance with bands",
             hint="Open it with bands=..., and do not select a single band before.",
         )
     cube = dataset["reflectance"]
-    (band,) = resolve_bands([name], str(dataset.attrs.get("model", "")))
+    bands = resolve_bands(list(names), str(dataset.attrs.get("model", "")))
     own = [str(value) for value in cube["band"].values]
-    if band not in own:
+    if missing := [band for band in bands if band not in own]:
         raise InvalidBandError(
-            f"the cube has no band {name}, only {', '.join(own)}",
-            hint=f'Open it with bands="all" or one that names {band}: bands cost nothing.',
+            f"the cube has no band {', '.join(missing)}, only {', '.join(own)}",
+            hint=f'Open it with bands="all", or bands={[*own, *missing]}: bands cost nothing.',
         )
-    of_bands = [c for c in cube.coords if "band" in cube[c].dims]
-    part = cube.isel(band=own.index(band)).drop_vars(of_bands)
-    if np.issubdtype(part.dtype, np.integer):  # opened with mask_and_scale=False
-        part = (part.where(part != NODATA) / REFLECTANCE).astype(np.float32)
-    return part
+    part = cube.isel(band=[own.index(band) for band in bands])
+    return part.chunk(band=-1) if part.chunks is not None else part
+
+
+def _scaled(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Give reflectances, NaN without data, also of what mask_and_scale=False has opened."""
+    if not np.issubdtype(values.dtype, np.integer):
+        return values.astype(np.float32, copy=False)
+    return np.where(values == NODATA, np.nan, values / REFLECTANCE).astype(np.float32)
+
+
+def _difference(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Turn reflectances (..., 2) into normalised differences (...)."""
+    x, y = np.moveaxis(_scaled(values), -1, 0)
+    total = x + y
+    nothing = np.full_like(total, np.nan)
+    result: NDArray[np.float32] = np.divide(x - y, total, out=nothing, where=total != 0)
+    return result
 
 
 def _colours(values: NDArray[Any], *, vmin: float, vmax: float) -> NDArray[np.uint8]:
     """Turn reflectances (..., 3) into colours and opacity (..., 4)."""
-    there = np.isfinite(values).all(-1)
+    values = _scaled(values)
+    there: NDArray[np.bool_] = np.isfinite(values).all(axis=-1)
     share = (np.where(there[..., None], values, vmin) - vmin) / (vmax - vmin)
     picture = np.zeros((*values.shape[:-1], 4), np.uint8)
     picture[..., :3] = np.rint(255 * np.clip(share, 0, 1))
