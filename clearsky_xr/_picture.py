@@ -138,7 +138,7 @@ def _difference(values: NDArray[Any]) -> NDArray[np.float32]:
 def _colours(values: NDArray[Any], *, vmin: float, vmax: float) -> NDArray[np.uint8]:
     """Turn reflectances (..., 3) into colours and opacity (..., 4)."""
     values = _scaled(values)
-    there: NDArray[np.bool_] = np.isfinite(values).all(axis=-1)
+    there = np.asarray(np.isfinite(values).all(axis=-1))
     share = (np.where(there[..., None], values, vmin) - vmin) / (vmax - vmin)
     picture = np.zeros((*values.shape[:-1], 4), np.uint8)
     picture[..., :3] = np.rint(255 * np.clip(share, 0, 1))

@@ -305,13 +305,15 @@ def _focus(obj: Any, found: list[Read]) -> Focus:
         return np.ravel(obj.coords[name].values) if name in obj.coords else None
 
     def places(name: str, sign: int, start: int, stop: int) -> tuple[int, ...] | None:
-        """Give lattice places; None where the coordinate is not one of pixels any more."""
+        """Give lattice places; None for all, and where the coordinate is not one of pixels."""
         given = values(name)
         if given is None or not np.issubdtype(given.dtype, np.floating):
             return None
         exact = sign * given / size - 0.5
         whole = np.round(exact)
         if (np.abs(exact - whole) > 1e-6).any() or (whole < start).any() or (whole >= stop).any():
+            return None
+        if len(np.unique(whole)) == stop - start:
             return None
         return tuple(int(place) for place in whole)
 
