@@ -119,7 +119,7 @@ def card(dataset: xr.Dataset, cube: Cube | None, settings: Settings | None) -> C
     rows, cols = (dataset.sizes.get(axis, 1) for axis in ("y", "x"))
     lines = [
         ("area", f"{_degrees(south, north, 'NS')}, {_degrees(west, east, 'EW')}"),
-        ("dates", f"{len(days)}, {days[0]} to {days[-1]}" if days else "none"),
+        ("dates", _span(days)),
         ("layers", ", ".join(layers)),
         ("grid", f"EPSG:{grid.epsg}, {grid.resolution} m, {rows} x {cols} px"),
         ("model", cube.model),
@@ -190,6 +190,12 @@ def _rings(area: Area) -> Iterator[Any]:
     for part in shapely.get_parts(area):
         yield part.exterior
         yield from part.interiors
+
+
+def _span(days: list[str]) -> str:
+    if len(days) < 2:
+        return days[0] if days else "none"
+    return f"{len(days)}, {days[0]} to {days[-1]}"
 
 
 def _degrees(low: float, high: float, signs: str) -> str:
