@@ -73,6 +73,7 @@ numpydoc_xref_param_type = False
 
 html_theme = "pydata_sphinx_theme"
 html_static_path = ["_static"]
+html_sidebars = {name: [] for name in ("index", "start", "coming-from")}  # nothing below them
 html_css_files = ["clearsky.css"]
 html_show_sourcelink = False
 html_theme_options = {
