@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
+import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Protocol, Self
 
-from ._request import Request
 from .errors import BudgetError, InvalidOptionError
 
 # Repeats of lost downloads together may cost this many credits, or this share of
@@ -39,11 +40,26 @@ class Spent:
         Their size.
     """
 
-    settled: float
-    possibly: float
-    reserved: float
-    requests: int
+    settled: float = 0.0
+    possibly: float = 0.0
+    reserved: float = 0.0
+    requests: int = 0
     bytes: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        return self._with(other, 1)
+
+    def __sub__(self, other: Spent) -> Spent:
+        return self._with(other, -1)
+
+    def _with(self, other: Spent, sign: int) -> Spent:
+        return Spent(
+            round(self.settled + sign * other.settled, 2),
+            round(self.possibly + sign * other.possibly, 2),
+            round(self.reserved + sign * other.reserved, 2),
+            self.requests + sign * other.requests,
+            self.bytes + sign * other.bytes,
+        )
 
 
 class _Account:
@@ -64,17 +80,35 @@ class _Account:
         )
 
 
+class Elsewhere(Protocol):
+    """Another ledger, in which several processes are booked: that of a cluster."""
+
+    def open_budget(self, name: str, limit: float) -> None:
+        """Begin a budget there, too."""
+
+    def close_budget(self, name: str) -> None:
+        """End it."""
+
+    def report(self, name: str) -> Spent | None:
+        """Tell what counted for it; None if that is not known any more."""
+
+
 class Budget:
-    """A limit on what this process may spend; made by `clearsky_xr.budget`.
+    """A limit on what may be spent; made by `clearsky_xr.budget`.
 
     Budgets nest: a download must fit into all that are active when it is sent. What
     was sent while a budget was active counts for it, whenever its answer comes.
+
+    It holds for this process, and on a cluster that `clearsky_xr.cluster.setup` has set
+    up for all its processes.
 
     Parameters
     ----------
     limit : float
         Credits.
     ledger : Ledger
+    elsewhere : callable, optional
+        Gives the ledger of the cluster that this process belongs to, if any.
 
     Examples
     --------
@@ -88,18 +122,30 @@ class Budget:
     (0.04, 0.96)
     """
 
-    def __init__(self, limit: float, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        limit: float,
+        ledger: Ledger,
+        elsewhere: Callable[[], Elsewhere | None] = lambda: None,
+    ) -> None:
         self.limit = checked_limit(limit)
         self._ledger = ledger
         self._account = _Account()
+        self._name = secrets.token_hex(8)
+        self._find = elsewhere
+        self._elsewhere: Elsewhere | None = None
 
     @property
     def left(self) -> float:
         """What may still be spent, credits: what may have been charged counts as spent."""
-        return max(0.0, round(self._left(), 2))
+        spent = self.report()
+        return max(0.0, round(self.limit - spent.settled - spent.possibly - spent.reserved, 2))
 
     def report(self) -> Spent:
         """Give what was spent while the budget was active."""
+        said = None if self._elsewhere is None else self._elsewhere.report(self._name)
+        if said is not None:
+            return said
         with self._ledger.lock:
             return self._account.totals()
 
@@ -108,6 +154,9 @@ class Budget:
         return self.limit - own.settled - own.possibly - own.reserved
 
     def __enter__(self) -> Self:
+        self._elsewhere = self._find()
+        if self._elsewhere is not None:
+            self._elsewhere.open_budget(self._name, self.limit)
         with self._ledger.lock:
             self._ledger.active.append(self)
         return self
@@ -120,27 +169,57 @@ class Budget:
     ) -> None:
         with self._ledger.lock:
             self._ledger.active.remove(self)
+        if self._elsewhere is not None:
+            self._elsewhere.close_budget(self._name)
 
     def __repr__(self) -> str:
         return f"<clearsky_xr budget of {self.limit:.2f} credits, {self.left:.2f} left>"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+class Priced(Protocol):
+    """What a ledger asks of a download: a `Request`, or what is known of one elsewhere."""
+
+    @property
+    def date(self) -> dt.date:
+        """Its day."""
+
+    @property
+    def credits(self) -> float:
+        """Its price."""
+
+    @property
+    def credits_at_most(self) -> float:
+        """Its price rounded up to the cent."""
+
+
+#: What became of a booking: in flight, answered, perhaps charged, or not charged.
+Outcome = Literal["reserved", "settled", "possibly", "released"]
+
+
+@dataclass(slots=True, eq=False)
 class Booking:
     """A download that the ledger knows of.
 
     Parameters
     ----------
-    request : Request
+    request : Priced
     reserved : float
         Its price rounded up, credits.
     budgets : tuple of Budget
         Those that it counts for.
+    purse : Purse or None
+        That of its cube.
+    outcome : {"reserved", "settled", "possibly", "released"}
+    size : int
+        Bytes of its answer.
     """
 
-    request: Request
+    request: Priced
     reserved: float
     budgets: tuple[Budget, ...]
+    purse: Purse | None = None
+    outcome: Outcome = "reserved"
+    size: int = 0
 
 
 #: Is told of a booking and what became of it: "sent", "settled" or "released".
@@ -158,8 +237,16 @@ class Ledger:
         self._repeated = 0.0
         self._purses: dict[str, Budget] = {}
 
-    def reserve(self, request: Request, purse: Purse | None = None) -> Booking:
+    def reserve(self, request: Priced, purse: Purse | None = None, *tallies: Budget) -> Booking:
         """Book a download that is about to be sent.
+
+        Parameters
+        ----------
+        request : Priced
+        purse : Purse, optional
+            Of the cube that it is for.
+        *tallies : Budget
+            For which it counts beside those that are active.
 
         Raises
         ------
@@ -168,13 +255,14 @@ class Ledger:
         """
         price = request.credits_at_most
         with self.lock:
-            budgets = (*self.active, *(() if purse is None else (self._budget_of(purse),)))
+            own = () if purse is None else (self._budget_of(purse),)
+            budgets = (*self.active, *own, *tallies)
             for budget in budgets:
                 if budget._left() + _DUST < price:  # noqa: SLF001  two halves of one thing
                     raise _refused(budget, price)
             for account in self._accounts(budgets):
                 account.reserved += price
-        return self._tell(Booking(request, price, budgets), "sent")
+        return self._tell(Booking(request, price, budgets, purse), "sent")
 
     def settle(self, booking: Booking, size: int = 0) -> None:
         """Turn a reservation into money spent: the answer, of so many bytes, is complete."""
@@ -184,6 +272,7 @@ class Ledger:
                 account.settled += booking.request.credits
                 account.requests += 1
                 account.bytes += size
+            booking.outcome, booking.size = "settled", size
         self._tell(booking, "settled", size)
 
     def release(self, booking: Booking, *, possibly: bool) -> None:
@@ -193,6 +282,7 @@ class Ledger:
                 account.reserved -= booking.reserved
                 if possibly:
                     account.possibly += booking.request.credits
+            booking.outcome = "possibly" if possibly else "released"
         self._tell(booking, "released")
 
     def repeat_lost(self, credits: float) -> bool:  # noqa: A002  the field's word
