@@ -62,12 +62,31 @@ class Spent:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What came while something was counted.
+
+    Parameters
+    ----------
+    spent : Spent
+    dates : int
+        Days of which there were answers.
+    in_flight : int
+        Requests without an answer yet.
+    """
+
+    spent: Spent
+    dates: int
+    in_flight: int
+
+
 class _Account:
     """Sums of bookings; safe under the ledger's lock."""
 
     def __init__(self) -> None:
         self.settled = self.possibly = self.reserved = 0.0
-        self.requests = self.bytes = 0
+        self.requests = self.bytes = self.in_flight = 0
+        self.dates: set[dt.date] = set()
 
     def totals(self) -> Spent:
         # Rounding takes off the dust, abs a -0.
@@ -89,7 +108,7 @@ class Elsewhere(Protocol):
     def close_budget(self, name: str) -> None:
         """End it."""
 
-    def report(self, name: str) -> Spent | None:
+    def tally(self, name: str) -> Tally | None:
         """Tell what counted for it; None if that is not known any more."""
 
 
@@ -133,7 +152,7 @@ class Budget:
         self._account = _Account()
         self._name = secrets.token_hex(8)
         self._find = elsewhere
-        self._elsewhere: Elsewhere | None = None
+        self.elsewhere: Elsewhere | None = None
 
     @property
     def left(self) -> float:
@@ -143,20 +162,25 @@ class Budget:
 
     def report(self) -> Spent:
         """Give what was spent while the budget was active."""
-        said = None if self._elsewhere is None else self._elsewhere.report(self._name)
+        return self.tally().spent
+
+    def tally(self) -> Tally:
+        """Give the same, and what a progress bar wants to know."""
+        said = None if self.elsewhere is None else self.elsewhere.tally(self._name)
         if said is not None:
             return said
+        own = self._account
         with self._ledger.lock:
-            return self._account.totals()
+            return Tally(own.totals(), len(own.dates), own.in_flight)
 
     def _left(self) -> float:
         own = self._account
         return self.limit - own.settled - own.possibly - own.reserved
 
     def __enter__(self) -> Self:
-        self._elsewhere = self._find()
-        if self._elsewhere is not None:
-            self._elsewhere.open_budget(self._name, self.limit)
+        self.elsewhere = self._find()
+        if self.elsewhere is not None:
+            self.elsewhere.open_budget(self._name, self.limit)
         with self._ledger.lock:
             self._ledger.active.append(self)
         return self
@@ -169,8 +193,8 @@ class Budget:
     ) -> None:
         with self._ledger.lock:
             self._ledger.active.remove(self)
-        if self._elsewhere is not None:
-            self._elsewhere.close_budget(self._name)
+        if self.elsewhere is not None:
+            self.elsewhere.close_budget(self._name)
 
     def __repr__(self) -> str:
         return f"<clearsky_xr budget of {self.limit:.2f} credits, {self.left:.2f} left>"
@@ -222,8 +246,8 @@ class Booking:
     size: int = 0
 
 
-#: Is told of a booking and what became of it: "sent", "settled" or "released".
-Watcher = Callable[[Booking, str, int], None]
+#: Is called whenever something was booked.
+Watcher = Callable[[], None]
 
 
 class Ledger:
@@ -262,28 +286,33 @@ class Ledger:
                     raise _refused(budget, price)
             for account in self._accounts(budgets):
                 account.reserved += price
-        return self._tell(Booking(request, price, budgets, purse), "sent")
+                account.in_flight += 1
+        self._tell()
+        return Booking(request, price, budgets, purse)
 
     def settle(self, booking: Booking, size: int = 0) -> None:
         """Turn a reservation into money spent: the answer, of so many bytes, is complete."""
         with self.lock:
             for account in self._accounts(booking.budgets):
                 account.reserved -= booking.reserved
+                account.in_flight -= 1
+                account.dates.add(booking.request.date)
                 account.settled += booking.request.credits
                 account.requests += 1
                 account.bytes += size
             booking.outcome, booking.size = "settled", size
-        self._tell(booking, "settled", size)
+        self._tell()
 
     def release(self, booking: Booking, *, possibly: bool) -> None:
         """End a reservation without an answer; `possibly` if it may have been charged."""
         with self.lock:
             for account in self._accounts(booking.budgets):
                 account.reserved -= booking.reserved
+                account.in_flight -= 1
                 if possibly:
                     account.possibly += booking.request.credits
             booking.outcome = "possibly" if possibly else "released"
-        self._tell(booking, "released")
+        self._tell()
 
     def repeat_lost(self, credits: float) -> bool:  # noqa: A002  the field's word
         """Ask to pay for a lost download once more; grants within the allowance."""
@@ -307,10 +336,9 @@ class Ledger:
     def _accounts(self, budgets: tuple[Budget, ...]) -> list[_Account]:
         return [self._total, *(budget._account for budget in budgets)]  # noqa: SLF001
 
-    def _tell(self, booking: Booking, what: str, size: int = 0) -> Booking:
+    def _tell(self) -> None:
         for watcher in list(self.watchers):
-            watcher(booking, what, size)
-        return booking
+            watcher()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, Protocol
 
 from . import _clock
-from ._budget import Booking, Spent
+from ._budget import Booking, Spent, Tally
 from ._gate import Door, Slot
 from .errors import BudgetError, ClearSkyError
 
@@ -59,7 +59,7 @@ class Link(Protocol):
     def close_budget(self, name: str) -> None:
         """End it."""
 
-    def report(self, name: str) -> Spent | None:
+    def tally(self, name: str) -> Tally | None:
         """Tell what counted for a budget; None if the scheduler does not know it."""
 
     def others(self) -> Spent:
@@ -130,10 +130,10 @@ class SchedulerLink:
         """End it."""
         self.ask("budget", name=name, holder=self.holder, limit=0.0, opened=False)
 
-    def report(self, name: str) -> Spent | None:
+    def tally(self, name: str) -> Tally | None:
         """Tell what counted for a budget; None if the scheduler does not know it."""
         said = self.ask("report", name=name)
-        return None if said is None else Spent(**said)
+        return None if said is None else Tally(**{**said, "spent": Spent(**said["spent"])})
 
     def others(self) -> Spent:
         """Tell what the other processes have spent."""

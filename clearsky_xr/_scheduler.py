@@ -276,7 +276,7 @@ class ClusterGate(SchedulerPlugin):
 
     async def report(self, name: str) -> dict[str, Any] | None:
         """Tell what counted for a budget, also after its end."""
-        return asdict(self._budgets[name][1].report()) if name in self._budgets else None
+        return asdict(self._budgets[name][1].tally()) if name in self._budgets else None
 
     def _end_budget(self, name: str) -> None:
         if name in self._budgets and self._budgets[name][1] in self._ledger.active:

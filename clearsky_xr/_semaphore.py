@@ -16,7 +16,7 @@ from typing import Any
 
 from distributed import Semaphore
 
-from ._budget import Spent
+from ._budget import Spent, Tally
 from ._gate import Door, Gate, Slot
 
 
@@ -78,7 +78,7 @@ class SemaphoreLink:
     def close_budget(self, name: str) -> None:
         """Leave it to the process."""
 
-    def report(self, name: str) -> Spent | None:  # noqa: ARG002
+    def tally(self, name: str) -> Tally | None:  # noqa: ARG002
         """Know nothing of others."""
         return None
 
