@@ -86,6 +86,7 @@ def test_the_reference_is_complete() -> None:
     wanted = {f"clearsky_xr.{name}" for name in clearsky_xr.__all__} - {
         "clearsky_xr.errors", "clearsky_xr.sandbox", "clearsky_xr.cluster",
     }  # fmt: skip
+    wanted |= {f"clearsky_xr.cluster.{name}" for name in clearsky_xr.cluster.__all__}
     wanted |= {f"clearsky_xr.sandbox.{name}" for name in sandbox.__all__}
     wanted |= {f"clearsky_xr.sandbox.faults.{name}" for name in faults.__all__ if name != "Fault"}
     wanted |= {
