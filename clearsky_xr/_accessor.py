@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from tqdm.auto import tqdm
 
 from . import _loop
 from ._account import process
@@ -23,6 +22,7 @@ from ._picture import BRIGHT, TRUE_COLOUR, index, plot_rgb, rgb
 from ._pixels import PixelSet
 from ._planned import Estimate, Plan, estimate_of, plan_of
 from ._prefetch import missing, prefetch
+from ._progress import tqdm
 from ._selection import Pointwise, Selection, read_key
 from ._settings import Settings
 from ._stock import Stock, stock_of

@@ -18,12 +18,11 @@ import clearsky_xr._accessor  # noqa: F401  gives Datasets their .clearsky, whic
 
 HERE = Path(__file__).parent
 
-# The kernels inherit this environment: the sandbox, nobody's key, and no widgets or bars,
-# which say nothing on paper.
+# The kernels inherit this environment: the sandbox, nobody's key, and no bars, which say
+# nothing on paper.
 os.environ.pop("CLEARSKY_API_KEY", None)
 os.environ["CLEARSKY_BASE_URL"] = "sandbox"
 os.environ["TQDM_DISABLE"] = "1"
-os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 
 # Sphinx reads below its own folder only. A copy rather than a link: what a notebook leaves
 # behind, such as a store, goes with the next build.
