@@ -207,7 +207,9 @@ def test_a_worker_that_holds_the_gil_keeps_its_slots_and_hands_them_back(cluster
         cluster.submit(hold_the_gil, 2, workers=[name], pure=False)
         for name in list(cluster.scheduler_info()["workers"])[:2]
     ]
-    np.testing.assert_array_equal(result.result(timeout=PATIENCE), reference(serve).reflectance)
+    np.testing.assert_array_equal(
+        result.result(timeout=PATIENCE), reference(serve, winter).reflectance
+    )
     distributed.wait(stuck, timeout=PATIENCE)
     assert server.peak_in_flight == 4
     assert len(paid(server)) == 19

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import geopandas
 import matplotlib.pyplot as plt
@@ -38,7 +39,14 @@ import xarray as xr
 field = "fields.geojson"
 ds = clearsky_xr.open_timeseries(field, "2025-06", store="fields.zarr")
 """,
+    "scaling.md": "import clearsky_xr\nimport xarray as xr\n\narea = 'field.geojson'\n",
     "store.md": "import clearsky_xr\nimport xarray as xr\n",
+}
+
+# Addresses of the reader's own, and what stands for them here.
+HERE = {
+    '"tls://scheduler:8786"': 'processes=False, dashboard_address=":0"',
+    "s3://bucket/": "",
 }
 
 
@@ -57,14 +65,19 @@ def test_blocks_of_a_page_run_in_turn(
     for name in ("field.geojson", "fields.geojson"):
         geopandas.GeoSeries([FIELD], crs=4326).to_file(name)
     name = page.relative_to(DOCS).as_posix()
-    names: dict[str, object] = {"__name__": "page"}
-    blocks = [textwrap.dedent(text) for _, text in BLOCK.findall(page.read_text("utf-8"))]
+    names: dict[str, Any] = {"__name__": "page"}
+    text = page.read_text("utf-8")
+    for there, here in HERE.items():
+        text = text.replace(there, here)
+    blocks = [textwrap.dedent(block) for _, block in BLOCK.findall(text)]
     for block in [BEFORE.get(name, ""), *blocks]:
         if "def test_" in block:
             passes_as_a_test_file(block, tmp_path)
         else:
             exec(compile(block, name, "exec"), names)  # noqa: S102
     plt.close("all")
+    if "client" in names:
+        names["client"].close()
 
 
 def passes_as_a_test_file(block: str, folder: Path) -> None:
