@@ -266,7 +266,10 @@ class _Trial:
         assert self.store is not None
         if blocks not in self._areas:
             store = self.store.stock.store
-            self._areas[blocks] = store.record.cube.wanted(store.blocks.whole(blocks))
+            whole = store.blocks.whole(blocks)
+            self._areas[blocks] = (
+                self.wanted(whole) if self.store.same else store.record.cube.wanted(whole)
+            )
         return self._areas[blocks]
 
 
