@@ -233,7 +233,6 @@ class ClearSkyAccessor(ArrayAccessor):
             )
 
         with tqdm(total=len(need.blocks), unit=" blocks", disable=not progress) as bar:
-
             left = need.credits
 
             def done(blocks: int, price: float) -> None:

@@ -583,6 +583,7 @@ def test_a_cube_that_does_not_fit(shop: Server, store: Path, name: str) -> None:
         lazy(shop, store, **options)
     assert isinstance(caught.value, errors.InputError)
     assert "another store" in caught.value.hint
+    assert f"[store {store}]" in str(caught.value)
     assert tree(store) == before
     assert since.downloads == []
 
