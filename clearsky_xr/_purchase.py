@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -164,11 +165,15 @@ class Buyer:
         owner, ledger, request = self._account, self._shared.ledger, flight.request
         async with owner.gate.slot(self._settings.concurrency):
             booking = ledger.reserve(request, self._settings.purse)
-            path = None
+            begin = asyncio.ensure_future(self._shared.in_thread(partial(self._begin, request)))
             try:
-                path = await self._shared.in_thread(partial(self._begin, request))
+                path = await asyncio.shield(begin)
             except BaseException:
                 ledger.release(booking, possibly=False)
+                # The thread goes on, whoever gives up; what it leaves would pass for sent.
+                await asyncio.wait([begin])
+                if begin.exception() is None and (path := begin.result()) is not None:
+                    self.spool.drop(path)
                 raise
             flight.sent = True
             try:

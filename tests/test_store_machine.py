@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import os
 import shutil
@@ -41,6 +40,7 @@ from clearsky_xr._spool import DurableSpool
 from clearsky_xr.errors import NotBoughtError, StoreError
 
 from .conftest import access
+from .test_store_plain import settle
 
 NODATA = -32768
 SIDE = 256
@@ -197,20 +197,6 @@ def spool(after, kept):
 
     with mock.patch.object(DurableSpool, "write", write_or_not):
         yield
-
-
-def settle():
-    """Let everything end that was sent."""
-
-    async def wait():
-        for stock in list(_account.process().stocks.values()):
-            while tasks := [
-                *(fill.task for fill in stock.fills.values()),
-                *(flight.task for some in stock.holdings._flights.values() for flight in some),
-            ]:
-                await asyncio.wait(tasks)
-
-    _loop.run(wait())
 
 
 def end_process():

@@ -44,8 +44,23 @@ ARRIVAL = [
 DATES = sorted(ARRIVAL)
 
 
+def settle() -> None:
+    """Let everything end that was sent."""
+
+    async def wait() -> None:
+        for stock in list(_account.process().stocks.values()):
+            while tasks := [
+                *(fill.task for fill in stock.fills.values()),
+                *(flight.task for some in stock.holdings._flights.values() for flight in some),
+            ]:
+                await asyncio.wait(tasks)
+
+    _loop.run(wait())
+
+
 def forget() -> None:
     """End the process, as far as accounts and stores can tell: nothing is known, locks are off."""
+    settle()
     shared = _account.process()
 
     async def close() -> None:
