@@ -94,11 +94,11 @@ class Store:
         self.record = loads(root.attrs[RECORD])
         self.blocks = Blocks(self.record.cube.grid.window)
         try:
-            count = check_arrays(root, self.record.cube, self.blocks)
-            self.dates = read_dates(root, self.record.cube.grid, self.record.cube.bands, count)
+            arrays = check_arrays(root, self.record.cube, self.blocks)
+            self.dates = read_dates(arrays, self.record.cube.grid, self.record.cube.bands)
         except Exception as error:  # noqa: BLE001  whatever it is, it was found in the store
             raise self._broken(error) from None
-        self._pixels, self._receipts = root[PIXELS], root[RECEIPTS]
+        self._pixels, self._receipts = arrays[PIXELS], arrays[RECEIPTS]
         self._writers: tuple[Any, Any] | None = None
 
     def check(self, cube: Cube, origin: Origin | None) -> None:
