@@ -674,14 +674,14 @@ class Life(RuleBasedStateMachine):
         assert len(set(days)) == len(days)
         return set(days)
 
-    def file(self, key):
+    def file(self, key, days=None):
         row, col = key[1]
-        index = self.days().index(key[0])
+        index = (days or self.days()).index(key[0])
         return self.path / "reflectance" / "c" / str(index) / "0" / str(row) / str(col)
 
-    def files(self):
+    def files(self, days=None):
         """Give the blocks whose files are there."""
-        days = self.days()
+        days = days or self.days()
         found = set()
         for path in (self.path / "reflectance").glob("c/*/0/*/*"):
             if path.suffix != ".partial":
@@ -696,11 +696,11 @@ class Life(RuleBasedStateMachine):
     def a_block_is_complete_or_absent(self):
         pixels = self.group()["reflectance"]
         days = self.days()
-        files = self.files()
+        files = self.files(days)
         assert files == self.kept
         assert files <= set(self.had)
         for key in files - self.damaged:
-            path = self.file(key)
+            path = self.file(key, days)
             stamp = path.stat().st_mtime_ns
             if self.checked.get(path) == stamp:
                 continue
