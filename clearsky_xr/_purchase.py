@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from . import _clock, _geotiff
 from ._account import Account, Process
+from ._budget import Bound
 from ._explain import Burst
 from ._holdings import Flight, Held
 from ._layers import derive
@@ -97,6 +98,8 @@ class Buyer:
         Where answers are written.
     notices : list of str
         What the user should hear about; it is added to.
+    bound : Bound
+        The budgets that hold for it.
     """
 
     def __init__(
@@ -104,14 +107,17 @@ class Buyer:
         shared: Process,
         owner: Account,
         settings: Settings,
+        *,
         spool: Spool,
         notices: list[str],
+        bound: Bound,
     ) -> None:
         self._shared = shared
         self._account = owner
         self._settings = settings
         self.spool = spool
         self.notices = notices
+        self._bound = bound
 
     async def buy(self, flight: Flight, burst: Burst) -> Held:
         """Send a request until it is answered or not to be repeated; land the answer.
@@ -139,15 +145,13 @@ class Buyer:
             flight.sent = False
             now = _clock.monotonic()
             began = now if began is None else began
-            if failure.outcome is Outcome.REFUSED:
-                owner.refused(failure.retry_after)
             pause = retry.wait(
                 failure, now - began, may_repeat_lost=self._settings.on_lost == "retry"
             )
             if flight.abandoned:
                 raise failure.error  # nobody waits for it any more: buy nothing for nobody
             if failure.outcome is Outcome.LOST:
-                if not ledger.repeat_lost(request.credits):
+                if not await owner.may_repeat(ledger, request.credits):
                     raise failure.error
                 self.notices.append(
                     f"the answer for {request.date}, {request.pixels.window}, was lost and is "
@@ -163,17 +167,14 @@ class Buyer:
     async def _send(self, flight: Flight, burst: Burst) -> tuple[bytes, Path | None]:
         """One attempt, inside a slot of the gate and booked in the ledger."""
         owner, ledger, request = self._account, self._shared.ledger, flight.request
-        async with owner.gate.slot(self._settings.concurrency):
-            booking = ledger.reserve(request, self._settings.purse)
-            begin = asyncio.ensure_future(self._shared.in_thread(partial(self._begin, request)))
+        async with owner.gate.slot(self._settings.concurrency) as slot:
+            booking = ledger.reserve(request, self._settings.purse, self._bound)
+            path = None
             try:
-                path = await asyncio.shield(begin)
+                await slot.book(booking)
+                path = await self._begun(request)
             except BaseException:
                 ledger.release(booking, possibly=False)
-                # The thread goes on, whoever gives up; what it leaves would pass for sent.
-                await asyncio.wait([begin])
-                if begin.exception() is None and (path := begin.result()) is not None:
-                    self.spool.drop(path)
                 raise
             flight.sent = True
             try:
@@ -183,13 +184,27 @@ class Buyer:
                 ledger.release(booking, possibly=possibly)
                 if path is not None:
                     self.spool.drop(path)
+                if isinstance(error, Failed) and error.outcome is Outcome.REFUSED:
+                    slot.refused(owner.bearable(error.retry_after))
                 if isinstance(error, Failed) and not flight.abandoned:
                     # In this slot, or another download would be sent in it meanwhile.
                     error.error = await burst.explain(error.error, request)
                 raise
             ledger.settle(booking, len(content))
-            owner.gate.answered()
+            slot.answered()
             return content, path
+
+    async def _begun(self, request: Request) -> Path | None:
+        """Let the spool take note of what is about to be sent."""
+        begin = asyncio.ensure_future(self._shared.in_thread(partial(self._begin, request)))
+        try:
+            return await asyncio.shield(begin)
+        except asyncio.CancelledError:
+            # The thread goes on, whoever gives up; what it leaves would pass for sent.
+            await asyncio.wait([begin])
+            if not begin.cancelled() and (path := begin.result()) is not None:
+                self.spool.drop(path)
+            raise
 
     def _begin(self, request: Request) -> Path | None:
         try:
