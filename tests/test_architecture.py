@@ -21,12 +21,12 @@ FLOORS = [
      "_request", "_cube"],
     ["_clock", "_location", "_budget", "_settings", "_retry", "_answers", "_gate", "_selection",
      "_plan", "_layers", "_record", "_layout", "_notices", "_availability", "_explain"],
-    ["_client", "_geotiff", "_holdings", "_spool", "_sidecar", "_store", "_loop"],
+    ["_client", "_geotiff", "_cog", "_holdings", "_spool", "_sidecar", "_store", "_loop"],
     ["_account", "_purchase", "_service", "_stock", "_stored", "_fetch", "_prefetch",
      "_array", "_hidden", "_graph", "_quote", "_planned", "_dataset",
      "_prepare", "_open", "_interrupt"],
-    ["_api", "_catalogue", "_variable", "_picture", "_card",
-     "_accessor", "_backend", "_progress", "_sample", "_demo",
+    ["_api", "_catalogue", "_variable", "_picture", "_card", "_shown", "_receipts",
+     "_stac", "_export", "_accessor", "_backend", "_progress", "_sample", "_demo",
      "cli", "__init__"],
 ]  # fmt: skip
 DOORS = 2

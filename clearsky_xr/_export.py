@@ -1,0 +1,406 @@
+"""A cube as GeoTIFFs: one file a date, bought and written a few dates at a time."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import filelock
+import numpy as np
+import shapely
+import xarray as xr
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from . import _loop
+from ._bands import BANDS, INDICES
+from ._cog import Frame, Layer, partial_of, read_head, write
+from ._cube import Cube
+from ._layers import INDEX, NODATA, REFLECTANCE
+from ._notices import warn
+from ._open import account_info
+from ._pixels import Window
+from ._planned import plan_of
+from ._prepare import origin_of
+from ._receipts import paid
+from ._record import Origin
+from ._settings import Settings
+from ._shown import cube_of, selection_of
+from ._stac import SANDBOX, SELECTION, catalogue, require_pystac
+from ._stock import stock_of
+from .errors import ClearSkyError, InputError, InvalidOptionError
+
+# Dates that are loaded together: one half on the wire while the other one decodes, with the
+# connections of the service's first paid plan (contract, section 9) ...
+_TOGETHER: Final = 8
+# ... as far as their float32 pixels fit into this, bytes.
+_BYTES: Final = 256 * 2**20
+# Tags of the service's own GeoTIFFs, and the fields of the receipts that keep them.
+_TAGS: Final = {
+    "IMAGE_DATE": "image_date",
+    "MODEL_VERSION": "model_version",
+    "IMAGE_VERSION": "image_version",
+    "CONSTELLATIONS": "constellations",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Variable:
+    """What becomes one or more bands of each file.
+
+    Parameters
+    ----------
+    name : str
+        Of the variable.
+    divisor : float
+        The file's numbers are the values times this.
+    layers : tuple of Layer
+    """
+
+    name: str
+    divisor: float
+    layers: tuple[Layer, ...]
+
+
+class Export:
+    """The files that a Dataset becomes; nothing is bought before `write`.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        What was opened, or a rectangle, dates and layers of it.
+    folder : pathlib.Path
+
+    Attributes
+    ----------
+    dates : dict of datetime.date to int
+        Their places along ``time``.
+    folder : pathlib.Path
+
+    Raises
+    ------
+    InputError
+        The Dataset does not come from a cube, or cannot be written as rasters of int16.
+    """
+
+    def __init__(self, dataset: xr.Dataset, folder: Path) -> None:
+        cube, settings = cube_of(dataset)
+        self._cube, self._settings = cube, settings
+        selection_of(dataset, cube)  # coordinates that are not the cube's are refused here
+        window = _rectangle(dataset, cube)
+        self._frame = Frame(
+            cube.grid.epsg,
+            cube.grid.resolution,
+            window.col0 * cube.grid.resolution,
+            -window.row0 * cube.grid.resolution,
+        )
+        self._dataset = dataset
+        self._variables = [_variable(dataset, str(name), cube) for name in dataset.data_vars]
+        if not self._variables:
+            raise InputError("the Dataset has no variable that could be written")
+        self._origin = _origin(settings)
+        self._digest = self._name(window)
+        self.folder = folder
+        times = np.atleast_1d(dataset["time"].values)
+        days = [day.astype("datetime64[D]").item() for day in times]
+        self.dates: dict[dt.date, int] = {day: k for k, day in reversed([*enumerate(days)])}
+
+    def path(self, date: dt.date) -> Path:
+        """Name the file of a date."""
+        return self.folder / f"{date}.tif"
+
+    def pending(self, *, overwrite: bool = False) -> list[dt.date]:
+        """List the dates whose file is not complete yet, ascending.
+
+        Raises
+        ------
+        InvalidOptionError
+            A file of another area, grid or choice of layers is in the place of one.
+        """
+        left = []
+        for date in sorted(self.dates):
+            path = self.path(date)
+            if not overwrite and path.exists():
+                head = read_head(path)
+                if head is None or head.tags.get(SELECTION) != self._digest:
+                    raise InvalidOptionError(
+                        f"{path} is there, and is not the image that would be written",
+                        hint="It has another area, grid, model or layers, or comes from elsewhere. "
+                        "Choose another folder, or overwrite=True.",
+                    )
+                continue
+            left.append(date)
+        return left
+
+    def part(self, dates: Sequence[dt.date]) -> xr.Dataset:
+        """Select dates; lazy."""
+        if "time" not in self._dataset.dims:  # a single date, which expand_dims would load
+            return self._dataset
+        return self._dataset.isel(time=[self.dates[date] for date in dates])
+
+    def write(self, *, overwrite: bool, progress: bool) -> list[Path]:
+        """Buy what is missing and write it.
+
+        Returns
+        -------
+        list of pathlib.Path
+            Of all dates, also of those that were complete before.
+        """
+        with _alone(self.folder):
+            left = self.pending(overwrite=overwrite)
+            for date in left:
+                partial_of(self.path(date)).unlink(missing_ok=True)
+            with tqdm(total=len(left), unit=" dates", disable=not progress) as bar:
+                for dates in self._batches(left):
+                    try:
+                        loaded = self.part(dates).compute()
+                    except BaseException:
+                        self._rescue(dates)
+                        raise
+                    said = self._receipts(loaded)
+                    for k, date in enumerate(dates):
+                        self._write(
+                            date, loaded.isel(time=k, missing_dims="ignore"), said.get(date)
+                        )
+                        bar.update()
+        return [self.path(date) for date in sorted(self.dates)]
+
+    def _batches(self, dates: Sequence[dt.date]) -> Iterator[Sequence[dt.date]]:
+        values = sum(variable.size for variable in self._dataset.data_vars.values())
+        each = max(1, 4 * values // max(1, len(self.dates)))
+        size = max(1, min(_TOGETHER, _BYTES // each))
+        for start in range(0, len(dates), size):
+            yield dates[start : start + size]
+
+    def _rescue(self, dates: Sequence[dt.date]) -> None:
+        """Write those dates of a batch that failed which are paid for as a whole."""
+        if len(dates) == 1:
+            return
+        part = self.part(dates)
+        # Waits for what was sent: the process may end afterwards, and its answers with it.
+        said = _loop.run(paid(self._cube, self._settings, selection_of(part, self._cube)))
+        for k, date in enumerate(dates):
+            one = part.isel(time=k)
+            if date in said:
+                with suppress(ClearSkyError):
+                    if not plan_of(one).requests:
+                        self._write(date, one.compute(), said[date])
+
+    def _receipts(self, loaded: xr.Dataset) -> dict[dt.date, list[Mapping[str, Any]]]:
+        try:
+            return _loop.run(paid(self._cube, self._settings, selection_of(loaded, self._cube)))
+        except ClearSkyError as error:
+            # Pixels are not given up for what came with them.
+            warn(f"the files say nothing of image and model versions: {error.message}")
+            return {}
+
+    def _write(
+        self, date: dt.date, loaded: xr.Dataset, said: Sequence[Mapping[str, Any]] | None
+    ) -> None:
+        layers = [layer for variable in self._variables for layer in variable.layers]
+        rows, cols = loaded.sizes["y"], loaded.sizes["x"]
+        counts = np.empty((len(layers), rows, cols), np.int16)
+        done = 0
+        for variable in self._variables:
+            array = loaded[variable.name]
+            target = counts[done : done + len(variable.layers)]
+            target[:] = _counts(
+                array.transpose(..., "y", "x").values,
+                variable.divisor,
+                f"{variable.name} of {date}",
+            )
+            done += len(variable.layers)
+        write(self.path(date), counts, layers, self._frame, self._tags(date, said or ()))
+
+    def _tags(self, date: dt.date, said: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+        """Give the tags of a file: what is known, and nothing else."""
+        cube = self._cube
+        tags = {
+            "TIFFTAG_DATETIME": f"{date:%Y:%m:%d} 00:00:00",
+            "TIFFTAG_SOFTWARE": f"clearsky_xr {version('clearsky-xr')}",
+            "DATE": str(date),
+            "MODEL": cube.model,
+            SELECTION: self._digest,
+        }
+        for tag, field in _TAGS.items():
+            texts = list(dict.fromkeys(str(receipt.get(field, "")) for receipt in said))
+            if texts and all(texts):
+                tags[tag] = "; ".join(texts)  # several downloads make up this date
+        if self._origin != "service":
+            synthetic = self._origin == "synthetic"
+            tags[SANDBOX] = (
+                "SYNTHETIC pixels of an invented landscape"
+                if synthetic
+                else ("pixels of local scenes, not of the service")
+            )
+            tags["TIFFTAG_IMAGEDESCRIPTION"] = f"SANDBOX, not imagery: {tags[SANDBOX]}"
+        return tags
+
+    def _name(self, window: Window) -> str:
+        """Name what is written of each date, apart from the date."""
+        cube = self._cube
+        changed = []
+        for name, array in self._dataset.data_vars.items():
+            # What the engine gives carries this; arithmetic drops it.
+            if array.encoding.get("grid_mapping") != "spatial_ref":
+                changed.append([str(name), str(getattr(array.data, "name", "loaded"))])
+        words = [
+            1,
+            shapely.to_wkb(cube.area, hex=True),
+            [cube.grid.epsg, cube.grid.resolution, str(window)],
+            [cube.model.lower(), sorted(cube.constellations)],
+            [cube.clip, cube.pixels, cube.allow_partial, self._origin],
+            [[v.divisor, [layer.name for layer in v.layers]] for v in self._variables],
+            changed,
+        ]
+        return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:32]
+
+
+def to_geotiff(
+    dataset: xr.Dataset, folder: Path, *, stac: bool, overwrite: bool, progress: bool
+) -> list[Path]:
+    """Write a file for each date; see `ClearSkyAccessor.to_geotiff`."""
+    if stac:
+        require_pystac()
+    paths = Export(dataset, folder).write(overwrite=overwrite, progress=progress)
+    if stac:
+        catalogue(folder)
+    return paths
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Make a folder, and keep other processes from writing to it, and from buying for it."""
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InvalidOptionError(
+            f"the folder {folder} cannot be made: {error.strerror}",
+            hint="Is its parent folder there, and writable?",
+        ) from None
+    lock = filelock.FileLock(folder / ".clearsky_xr.lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise InvalidOptionError(
+            f"another process is writing to {folder}", hint="Wait for it, or use another folder."
+        ) from None
+    except NotImplementedError:  # a file system without locks
+        yield
+        return
+    except OSError as error:
+        raise InvalidOptionError(f"{folder} cannot be written to: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _origin(settings: Settings) -> Origin:
+    """Say what the pixels are: not by attributes, which an operation may have dropped."""
+    if settings.store is not None:
+        return stock_of(settings.store).store.record.origin
+    return origin_of(account_info(settings))
+
+
+def _rectangle(dataset: xr.Dataset, cube: Cube) -> Window:
+    """Give the lattice window of a Dataset's pixels.
+
+    Raises
+    ------
+    InputError
+        They are scattered, turned round, or have gaps.
+    """
+    size = cube.grid.resolution
+    edges = []
+    for axis, sign in (("y", -1), ("x", 1)):
+        if axis not in dataset.dims or dataset[axis].dims != (axis,):
+            raise InputError(
+                f"the Dataset has no dimension {axis}: only rectangles of pixels become GeoTIFFs",
+                hint="Select with slices: ds.isel(y=slice(0, 50), x=slice(0, 50)).",
+            )
+        places = np.floor(sign * dataset[axis].values / size).astype(int)
+        if not places.size or (np.diff(places) != 1).any():
+            raise InputError(
+                f"the pixels along {axis} are no unbroken row of the cube",
+                hint="Select with slices of step 1; ds.sortby turns an axis round. For other grids "
+                "use rio.to_raster.",
+            )
+        edges += [int(places[0]), int(places[-1]) + 1]
+    return Window(*edges)
+
+
+def _variable(dataset: xr.Dataset, name: str, cube: Cube) -> _Variable:
+    """Find out how a variable is written."""
+    array = dataset[name]
+    free = [str(dim) for dim in array.dims if dim not in ("time", "y", "x")]
+    needed = {"y", "x", *(["time"] if "time" in dataset.dims else [])}
+    if not needed <= set(array.dims) or free not in ([], ["band"]):
+        raise InputError(
+            f"the variable {name!r} has the dimensions {array.dims}, not (time, y, x) or "
+            "(time, band, y, x)",
+            hint=f"Leave it out: ds.drop_vars({name!r}).",
+        )
+    divisor = _divisor(array, name, cube)
+    if name != "reflectance" and not free:
+        named = str(array.attrs.get("long_name", ""))
+        tags = {"long_name": named} if named else {}
+        return _Variable(name, divisor, (Layer(name, 1 / divisor, tags),))
+    if "band" not in array.coords:
+        raise InputError(f"the bands of {name!r} have no names: its coordinate band is gone")
+    bands = [str(band) for band in np.atleast_1d(array["band"].values)]
+    prefix = "" if name == "reflectance" else f"{name}_"
+    return _Variable(
+        name, divisor, tuple(Layer(prefix + band, 1 / divisor, _about(band)) for band in bands)
+    )
+
+
+def _about(band: str) -> dict[str, str]:
+    """Give the tags of a band."""
+    known = BANDS.get(band)
+    if known is None:
+        return {}
+    return {
+        "common_name": known.common_name,
+        "wavelength_nm": f"{known.wavelength:g}",
+        "bandwidth_nm": f"{known.bandwidth:g}",
+    }
+
+
+def _divisor(array: xr.DataArray, name: str, cube: Cube) -> float:
+    """Find out what a variable's values are multiplied with, so that int16 holds them."""
+    packing = {**array.attrs, **array.encoding}
+    if "scale_factor" in packing and not packing.get("add_offset"):
+        exact = 1 / float(packing["scale_factor"])
+        return float(round(exact)) if abs(exact - round(exact)) < 1e-6 * exact else exact
+    # Arithmetic drops the encoding, and what keeps its name keeps its scale.
+    if name == "reflectance":
+        return REFLECTANCE
+    if name in INDICES or name in dict(cube.indices):
+        return INDEX
+    raise InputError(
+        f"it is not known how the variable {name!r} is to be written as int16",
+        hint=f'Say so: ds[{name!r}].encoding["scale_factor"] = 0.0001; or leave it out.',
+    )
+
+
+def _counts(values: NDArray[Any], divisor: float, what: str) -> NDArray[np.int16]:
+    """Turn values into the service's numbers: what it has sent comes out as it came."""
+    if np.issubdtype(values.dtype, np.integer):
+        counts, nothing = values, values == NODATA
+    else:
+        counts = np.rint(values * values.dtype.type(divisor))
+        nothing = np.isnan(counts)
+    if (np.abs(np.where(nothing, 0, counts)) > -NODATA - 1).any():
+        raise InputError(
+            f"{what} has values that int16 cannot hold at a scale of 1/{divisor:g}",
+            hint="Clip them, or write the variable with rio.to_raster.",
+        )
+    return np.where(nothing, NODATA, counts).astype(np.int16)
