@@ -159,18 +159,25 @@ class Export:
                 partial_of(self.path(date)).unlink(missing_ok=True)
             with tqdm(total=len(left), unit=" dates", disable=not progress) as bar:
                 for dates in self._batches(left):
-                    try:
-                        loaded = self.part(dates).compute()
-                    except BaseException:
-                        self._rescue(dates)
-                        raise
-                    said = self._receipts(loaded)
-                    for k, date in enumerate(dates):
-                        self._write(
-                            date, loaded.isel(time=k, missing_dims="ignore"), said.get(date)
-                        )
-                        bar.update()
+                    self._buy(dates, bar)
         return [self.path(date) for date in sorted(self.dates)]
+
+    def _buy(self, dates: Sequence[dt.date], bar: tqdm[Any]) -> None:
+        """Load a few dates and write them; whatever happens, what is paid for is written."""
+        rest = list(dates)
+        try:
+            loaded = self.part(dates).compute()
+            said = self._receipts(loaded)
+            for k, date in enumerate(dates):
+                self._write(date, loaded.isel(time=k, missing_dims="ignore"), said.get(date))
+                rest.remove(date)
+                bar.update()
+        except OSError:
+            raise  # of the disk, which takes no other date either
+        except BaseException:
+            bar.set_description("Keeping what was sent; Ctrl-C gives it up")
+            self._rescue(rest, bar)
+            raise
 
     def _batches(self, dates: Sequence[dt.date]) -> Iterator[Sequence[dt.date]]:
         values = sum(variable.size for variable in self._dataset.data_vars.values())
@@ -179,19 +186,20 @@ class Export:
         for start in range(0, len(dates), size):
             yield dates[start : start + size]
 
-    def _rescue(self, dates: Sequence[dt.date]) -> None:
+    def _rescue(self, dates: Sequence[dt.date], bar: tqdm[Any]) -> None:
         """Write those dates of a batch that failed which are paid for as a whole."""
-        if len(dates) == 1:
+        if not dates:
             return
-        part = self.part(dates)
         # Waits for what was sent: the process may end afterwards, and its answers with it.
-        said = _loop.run(paid(self._cube, self._settings, selection_of(part, self._cube)))
-        for k, date in enumerate(dates):
-            one = part.isel(time=k)
-            if date in said:
-                with suppress(ClearSkyError):
-                    if not plan_of(one).requests:
-                        self._write(date, one.compute(), said[date])
+        selection = selection_of(self.part(dates), self._cube)
+        said = _loop.run(paid(self._cube, self._settings, selection))
+        for date in said:
+            with suppress(ClearSkyError):
+                one = self.part([date])
+                if not plan_of(one).requests:
+                    loaded = one.compute()
+                    self._write(date, loaded.isel(time=0, missing_dims="ignore"), said[date])
+                    bar.update()
 
     def _receipts(self, loaded: xr.Dataset) -> dict[dt.date, list[Mapping[str, Any]]]:
         try:
