@@ -145,8 +145,11 @@ def write(
         with partial.open("rb") as done:
             os.fsync(done.fileno())
         partial.replace(path)
-    except RasterioError as error:
-        raise OSError(str(error)) from None
+    except Exception as error:
+        # GDAL's own errors have no public class.
+        if not type(error).__module__.startswith("rasterio"):
+            raise
+        raise OSError(f"{path} could not be written: {error}") from None
     finally:
         partial.unlink(missing_ok=True)
 

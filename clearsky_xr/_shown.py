@@ -42,12 +42,12 @@ def selection_of(dataset: xr.Dataset, cube: Cube) -> Selection:
     InputError
         Coordinates are gone, or are none of the cube's.
     """
-    try:
-        times, ys, xs = (dataset[name] for name in ("time", "y", "x"))
-    except KeyError as error:
+    if gone := [name for name in ("time", "y", "x") if name not in dataset.coords]:
         raise InputError(
-            f"the coordinate {error} is gone", hint="Select with isel or sel, which keep it."
-        ) from None
+            f"the coordinate {' and '.join(gone)} is gone",
+            hint="Select with isel or sel, which keep it.",
+        )
+    times, ys, xs = (dataset[name] for name in ("time", "y", "x"))
     where = {date: k for k, date in enumerate(cube.dates)}
     size, window = cube.grid.resolution, cube.grid.window
     try:

@@ -36,11 +36,14 @@ class _Order:
     store : str or None
     options : dict
         For opening the cube: access, connections, lost downloads.
+    connections : int
+        Most downloads at a time.
     """
 
     cube: Cube
     store: str | None
     options: dict[str, Any]
+    connections: int
 
     def priced(self) -> xr.Dataset:
         """Open the cube so that it can be priced; makes no store."""
@@ -73,14 +76,14 @@ class _Order:
 
 def _order(area: Any, store: str | None, options: dict[str, Any], **more: Any) -> _Order:
     """Settle what is asked for; free questions only."""
-    from clearsky_xr._open import resolve
+    from clearsky_xr._open import account_info, resolve
     from clearsky_xr._settings import resolve_settings
 
     access: dict[str, Any] = given.Service(options["base_url"], options["key_file"]).access()
     settings = resolve_settings(store=store, **access, **more)
     unsaid: dict[str, Any] = {"like": None, "constellations": None}
     cube = resolve(area, options["time"], settings, **unsaid, **given.settled(options))
-    return _Order(cube, store, {**access, **more})
+    return _Order(cube, store, {**access, **more}, account_info(settings).connections or 4)
 
 
 @click.command(cls=given.AreaCommand)
@@ -183,7 +186,8 @@ def download(
         _agree(price)
     most = cost + max(_ALLOWANCE, _SHARE * cost)
     if max_credits is not None:
-        most = min(most, max_credits)
+        # Those in flight are reserved rounded up to the cent.
+        most = max(min(most, max_credits), cost + 0.01 * order.connections)
     spent, files = _buy(order, geotiff, most, stac=stac)
     if as_json:
         show_json(
