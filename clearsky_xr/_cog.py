@@ -138,10 +138,7 @@ def write(
                 file.update_tags(**tags)
                 for k, layer in enumerate(layers, 1):
                     file.update_tags(k, **layer.tags)
-            # A full disk is not always told while writing.
-            with rasterio.open(partial, driver="GTiff") as file:
-                if not np.array_equal(file.read(), values):
-                    raise OSError("the file does not read back as it was written")
+            _check(partial, values)
         with partial.open("rb") as done:
             os.fsync(done.fileno())
         partial.replace(path)
@@ -152,6 +149,13 @@ def write(
         raise OSError(f"{path} could not be written: {error}") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _check(path: Path, values: NDArray[np.int16]) -> None:
+    """Read back what was written: a full disk is not always told while writing."""
+    with rasterio.open(path, driver="GTiff") as file:
+        if not np.array_equal(file.read(), values):
+            raise OSError(f"{path} does not read back as it was written")
 
 
 def partial_of(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,6 +230,8 @@ def _price(order: _Order, geotiff: Path | None) -> _Price:
 def _buy(order: _Order, geotiff: Path | None, most: float, *, stac: bool) -> tuple[Any, list[Path]]:
     import clearsky_xr
 
+    # Batch systems end a job like this: what is paid for and on its way is kept.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     shown = sys.stderr.isatty()
     files: list[Path] = []
     with clearsky_xr.budget(most) as purse:
@@ -243,11 +246,20 @@ def _buy(order: _Order, geotiff: Path | None, most: float, *, stac: bool) -> tup
 def _agree(price: _Price) -> None:
     """Show the price and ask."""
     show_pairs(price.lines(), err=True)
-    if not sys.stdin.isatty():
+    if not _somebody_is_there():
         raise End("nobody is there to be asked: --yes agrees to the price", DECLINED)
     cost = f"{price.plan.credits:,.2f} credits"
-    if not click.confirm(f"Buy it for {cost}?", default=False, err=True):
+    try:
+        agreed = click.confirm(f"Buy it for {cost}?", default=False, err=True)
+    except click.Abort:  # the end of the input, or Ctrl-C
+        click.echo(err=True)
+        agreed = False
+    if not agreed:
         raise End("nothing was bought", DECLINED)
+
+
+def _somebody_is_there() -> bool:
+    return sys.stdin.isatty()
 
 
 def _source(dataset: xr.Dataset) -> str:
