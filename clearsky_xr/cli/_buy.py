@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -230,17 +232,25 @@ def _price(order: _Order, geotiff: Path | None) -> _Price:
 def _buy(order: _Order, geotiff: Path | None, most: float, *, stac: bool) -> tuple[Any, list[Path]]:
     import clearsky_xr
 
-    # Batch systems end a job like this: what is paid for and on its way is kept.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     shown = sys.stderr.isatty()
     files: list[Path] = []
-    with clearsky_xr.budget(most) as purse:
+    with _ending_gently(), clearsky_xr.budget(most) as purse:
         dataset = order.open()
         if geotiff is None:
             dataset.clearsky.prefetch(progress=shown)
         else:
             files = dataset.clearsky.to_geotiff(geotiff, stac=stac, progress=shown)
     return purse.report(), files
+
+
+@contextmanager
+def _ending_gently() -> Iterator[None]:
+    """Take SIGTERM, by which batch systems end a job, for Ctrl-C: what is paid for is kept."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _agree(price: _Price) -> None:
