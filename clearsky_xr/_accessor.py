@@ -29,7 +29,14 @@ from .errors import InputError, InvalidOptionError
 
 @xr.register_dataarray_accessor("clearsky")  # type: ignore[no-untyped-call]
 class ArrayAccessor:
-    """What can be said of any DataArray that hangs on a cube, after any operations."""
+    """What can be said of any DataArray that hangs on a cube, after any operations.
+
+    It is ``array.clearsky``, and never made by hand.
+
+    Parameters
+    ----------
+    obj : xarray.DataArray
+    """
 
     def __init__(self, obj: xr.DataArray | xr.Dataset) -> None:
         self._obj = obj
@@ -75,7 +82,12 @@ class ClearSkyAccessor(ArrayAccessor):
     """What belongs to a cube that was opened with the engine ``"clearsky"``.
 
     It works on the opened Dataset and on what was selected from it, loaded or not,
-    as long as the coordinates ``time``, ``y`` and ``x`` are there.
+    as long as the coordinates ``time``, ``y`` and ``x`` are there. It is
+    ``dataset.clearsky``, and never made by hand; the name serves annotations.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
     """
 
     def __init__(self, dataset: xr.Dataset) -> None:

@@ -28,7 +28,7 @@ FLOORS = [
      "_prepare", "_open", "_interrupt"],
     ["_api", "_catalogue", "_variable", "_picture", "_card", "_shown", "_receipts",
      "_stac", "_export", "_accessor", "_backend", "_progress", "_sample", "_demo",
-     "cluster", "cli", "__init__"],
+     "_versions", "cluster", "cli", "__init__"],
 ]  # fmt: skip
 DOORS = 2
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
