@@ -38,7 +38,7 @@ def require_pystac() -> None:
     """
     if find_spec("pystac") is None:
         raise InputError(
-            "stac=True needs pystac", hint="Install it: pip install 'clearsky-xr[stac]'."
+            "writing STAC needs pystac", hint="Install it: pip install 'clearsky-xr[stac]'."
         )
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import click
 
-from clearsky_xr.sandbox._command import sandbox
-
 from ._ask import account, available, dates, models
 from ._buy import download, estimate
 from ._end import CODES, Verbs
 from ._look import demo, info
+from ._sandbox import sandbox
 
 
 @click.group(cls=Verbs, context_settings={"max_content_width": 100}, epilog=CODES)
