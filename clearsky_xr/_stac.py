@@ -116,7 +116,7 @@ def _item(path: Path, head: Head) -> pystac.Item:
     EOExtension.ext(asset, add_if_missing=True).bands = [
         Band.create(
             name=layer.name,
-            common_name=layer.tags.get("common_name"),
+            common_name=_common_name(layer.tags.get("common_name")),
             description=layer.tags.get("long_name"),
             center_wavelength=_micrometres(layer.tags.get("wavelength_nm")),
             full_width_half_max=_micrometres(layer.tags.get("bandwidth_nm")),
@@ -178,6 +178,11 @@ def _in_degrees(box: shapely.Polygon, epsg: int, step: float) -> shapely.Polygon
     x, y = shapely.get_coordinates(shapely.segmentize(box, step)).T
     ring = np.round(np.column_stack(to_degrees.transform(x, y)), 7)
     return shapely.orient_polygons(shapely.Polygon(ring))
+
+
+def _common_name(name: str | None) -> str | None:
+    """Give a name that every version of the extension knows: of red edges it has one."""
+    return "rededge" if name is not None and name.startswith("rededge") else name
 
 
 def _micrometres(nanometres: str | None) -> float | None:

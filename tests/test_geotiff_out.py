@@ -405,6 +405,7 @@ def test_stac_describes_the_files(server: Server, tmp_path: Path) -> None:
             "name": "B4", "common_name": "red", "center_wavelength": 0.664,
             "full_width_half_max": 0.03,
         }  # fmt: skip
+        assert [band["common_name"] for band in eo[3:6]] == ["rededge"] * 3
         footprint = shapely.from_geojson(json.dumps(item.geometry))
         assert footprint.buffer(1e-6).contains(TRIANGLE)
         assert footprint.exterior.is_ccw
