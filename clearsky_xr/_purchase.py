@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from . import _clock, _geotiff
 from ._account import Account, Process
+from ._budget import Bound
 from ._explain import Burst
 from ._holdings import Flight, Held
 from ._layers import derive
@@ -96,6 +97,8 @@ class Buyer:
         Where answers are written.
     notices : list of str
         What the user should hear about; it is added to.
+    bound : Bound
+        The budgets that hold for it.
     """
 
     def __init__(
@@ -103,14 +106,17 @@ class Buyer:
         shared: Process,
         owner: Account,
         settings: Settings,
+        *,
         spool: Spool,
         notices: list[str],
+        bound: Bound,
     ) -> None:
         self._shared = shared
         self._account = owner
         self._settings = settings
         self.spool = spool
         self.notices = notices
+        self._bound = bound
 
     async def buy(self, flight: Flight, burst: Burst) -> Held:
         """Send a request until it is answered or not to be repeated; land the answer.
@@ -161,7 +167,7 @@ class Buyer:
         """One attempt, inside a slot of the gate and booked in the ledger."""
         owner, ledger, request = self._account, self._shared.ledger, flight.request
         async with owner.gate.slot(self._settings.concurrency) as slot:
-            booking = ledger.reserve(request, self._settings.purse)
+            booking = ledger.reserve(request, self._settings.purse, self._bound)
             path = None
             try:
                 await slot.book(booking)
