@@ -217,14 +217,11 @@ class Export:
         counts = np.empty((len(layers), rows, cols), np.int16)
         done = 0
         for variable in self._variables:
-            array = loaded[variable.name]
-            target = counts[done : done + len(variable.layers)]
-            target[:] = _counts(
-                array.transpose(..., "y", "x").values,
-                variable.divisor,
-                f"{variable.name} of {date}",
-            )
-            done += len(variable.layers)
+            values = loaded[variable.name].transpose(..., "y", "x").values
+            # Layer by layer, since each step on the way makes a copy.
+            for layer in values.reshape(-1, rows, cols):
+                counts[done] = _counts(layer, variable.divisor, f"{variable.name} of {date}")
+                done += 1
         write(self.path(date), counts, layers, self._frame, self._tags(date, said or ()))
 
     def _tags(self, date: dt.date, said: Sequence[Mapping[str, Any]]) -> dict[str, str]:
