@@ -199,9 +199,12 @@ def test_nothing_is_bought_that_was_not_agreed_to(run: Run, server: Server, tmp_
         assert "more than --max-credits 0.2" in result.stderr
     assert server.downloads() == []
     assert list(tmp_path.iterdir()) == []
-    price = told(run("estimate", AREA, "--time", APRIL, "--json"))["credits"]
-    run("download", AREA, "--time", APRIL, "--geotiff", "out", "--yes", "--max-credits", str(price))
-    assert credits_of(server) == price
+    # 0.14 km2: downloads of 0.01 credits that are reserved with 0.02.
+    corner = "POLYGON ((15.05 46.05, 15.054 46.05, 15.05 46.054, 15.05 46.05))"
+    price = told(run("estimate", corner, "--time", APRIL, "--json"))["credits"]
+    exactly = ["--yes", "--max-credits", str(price)]
+    run("download", corner, "--time", APRIL, "--geotiff", "out", *exactly)
+    assert credits_of(server) == price == 0.04
 
 
 @pytest.mark.parametrize("answer", ["n\n", "\n", ""])

@@ -271,11 +271,14 @@ def test_several_versions_of_a_date_are_all_told(server: Server, tmp_path: Path)
 def test_tags_that_are_not_known_are_left_out(server: Server, tmp_path: Path) -> None:
     ds = cube(server, bands="rgb", time="2025-04-01").load()
     forget(server)  # such as on a cluster, whose workers hold the answers
-    (path,) = ds.clearsky.to_geotiff(tmp_path, progress=False)
-    with rasterio.open(path) as file:
-        assert not {"IMAGE_DATE", "IMAGE_VERSION", "MODEL_VERSION"} & set(file.tags())
-        assert file.tags()["DATE"] == "2025-04-01"
-    assert len(paid(server)) == 1
+    for folder in ("none", "some"):
+        (path,) = ds.clearsky.to_geotiff(tmp_path / folder, progress=False)
+        with rasterio.open(path) as file:
+            assert not {"IMAGE_DATE", "IMAGE_VERSION", "MODEL_VERSION"} & set(file.tags())
+            assert file.tags()["DATE"] == "2025-04-01"
+        # What is known of a part is not known of the whole.
+        cube(server, bands="rgb", time="2025-04-01").isel(x=slice(0, 3)).load()
+    assert len(paid(server)) == 2
 
 
 def test_a_budget_that_does_not_fit_keeps_what_fitted(server: Server, tmp_path: Path) -> None:
@@ -352,6 +355,19 @@ def test_a_full_disk_leaves_no_torn_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r".+"):
         _cog.write(path, values, layers, frame, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_not_what_was_written_is_noticed(tmp_path: Path) -> None:
+    values = np.arange(2 * 700 * 600, dtype=np.int16).reshape(2, 700, 600)
+    layers = [_cog.Layer(name, 1e-4) for name in "ab"]
+    path = tmp_path / "a.tif"
+    _cog.write(path, values, layers, _cog.Frame(32633, 10, 500000, 5000000), {})
+    _cog._check(path, values)
+    other = values.copy()
+    other[1, 690, 3] += 1
+    for wrong in (other, values[:1], values[:, 1:]):
+        with pytest.raises(OSError, match="does not read back"):
+            _cog._check(path, wrong)
 
 
 def test_one_process_at_a_time_writes_to_a_folder(server: Server, tmp_path: Path) -> None:
