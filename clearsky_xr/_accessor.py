@@ -330,7 +330,8 @@ class ClearSkyAccessor(ArrayAccessor):
         ClearSkyError
             A request failed; what came before it is written.
         OSError
-            A file could not be written. What was there before is as it was.
+            A file could not be written, or the disk may not hold the next dates, which
+            then are not bought. What was there before is as it was.
         """
         return to_geotiff(
             self._dataset, Path(folder), stac=stac, overwrite=overwrite, progress=progress

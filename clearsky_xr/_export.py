@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -164,6 +166,7 @@ class Export:
 
     def _buy(self, dates: Sequence[dt.date], bar: tqdm[Any]) -> None:
         """Load a few dates and write them; whatever happens, what is paid for is written."""
+        self._make_room(dates)
         rest = list(dates)
         try:
             loaded = self.part(dates).compute()
@@ -179,12 +182,27 @@ class Export:
             self._rescue(rest, bar)
             raise
 
-    def _batches(self, dates: Sequence[dt.date]) -> Iterator[Sequence[dt.date]]:
+    @property
+    def _values(self) -> int:
+        """Numbers of one date."""
         values = sum(variable.size for variable in self._dataset.data_vars.values())
-        each = max(1, 4 * values // max(1, len(self.dates)))
-        size = max(1, min(_TOGETHER, _BYTES // each))
+        return max(1, values // max(1, len(self.dates)))
+
+    def _batches(self, dates: Sequence[dt.date]) -> Iterator[Sequence[dt.date]]:
+        size = max(1, min(_TOGETHER, _BYTES // (4 * self._values)))
         for start in range(0, len(dates), size):
             yield dates[start : start + size]
+
+    def _make_room(self, dates: Sequence[dt.date]) -> None:
+        """Refuse to buy what the disk may not hold."""
+        needed, free = 2 * self._values * len(dates), shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OSError(
+                errno.ENOSPC,
+                f"{len(dates)} dates may need {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are "
+                "free: they were not bought",
+                str(self.folder),
+            )
 
     def _rescue(self, dates: Sequence[dt.date], bar: tqdm[Any]) -> None:
         """Write those dates of a batch that failed which are paid for as a whole."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -344,6 +345,22 @@ def test_dates_are_loaded_as_far_as_they_fit(
     ds.clearsky.to_geotiff(tmp_path / "one", progress=False)
     assert loaded == [2, 2, 1, 1, 1, 1]
     assert len(paid(server)) == 4
+
+
+def test_what_the_disk_may_not_hold_is_not_bought(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ds = cube(server, bands="rgb")
+    each = 2 * ds.reflectance.isel(time=0).size
+    room = iter([2 * each, 2 * each - 1])
+    monkeypatch.setattr(_export, "_TOGETHER", 2)
+    monkeypatch.setattr(
+        _export.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, next(room))
+    )
+    with pytest.raises(OSError, match="2 dates may need 0.0 MB.*not bought"):
+        ds.clearsky.to_geotiff(tmp_path, progress=False)
+    assert len(paid(server)) == 2
+    assert names(tmp_path) == [f"{day}.tif" for day in DAYS[:2]]
 
 
 def test_a_full_disk_leaves_no_torn_file(tmp_path: Path) -> None:

@@ -159,8 +159,8 @@ def download(
     No more is spent than was agreed to, and an allowance of 1 credit or 2 % for downloads
     that are lost.
 
-    With --store whole blocks of 256 x 256 px are bought, with all bands. With --geotiff
-    alone exactly the area is.
+    With --store whole blocks of 256 x 256 px are bought, with all bands, and nothing is
+    lost even if the process is killed. With --geotiff alone exactly the area is bought.
 
     \b
     Examples:
