@@ -357,7 +357,7 @@ def test_what_the_disk_may_not_hold_is_not_bought(
     monkeypatch.setattr(
         _export.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, next(room))
     )
-    with pytest.raises(OSError, match="2 dates may need 0.0 MB.*not bought"):
+    with pytest.raises(OSError, match=r"2 dates may need 0\.0 MB.*not bought"):
         ds.clearsky.to_geotiff(tmp_path, progress=False)
     assert len(paid(server)) == 2
     assert names(tmp_path) == [f"{day}.tif" for day in DAYS[:2]]

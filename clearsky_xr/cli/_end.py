@@ -107,7 +107,8 @@ def _said(error: Exception) -> tuple[str, int]:
         money = {"maybe": "\nCredits may have been spent.", "yes": "\nIt was paid for."}
         return str(error) + money.get(error.spent, ""), code
     if isinstance(error, OSError):
-        return str(error), code
+        place = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{place}" if error.strerror else str(error), code
     where = "clearsky-xr --traceback ... shows where; please report it"
     return f"unexpected {type(error).__name__}: {error}\n{where}", code
 
