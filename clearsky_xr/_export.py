@@ -9,7 +9,6 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -18,16 +17,13 @@ import filelock
 import numpy as np
 import shapely
 import xarray as xr
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from . import _loop
-from ._bands import BANDS, INDICES
-from ._cog import Frame, Layer, partial_of, read_head, write
-from ._cube import Cube
-from ._layers import INDEX, NODATA, REFLECTANCE
+from ._cog import Frame, partial_of, read_head, write
 from ._notices import warn
 from ._open import account_info
+from ._packing import counts_of, rectangle, variable_of
 from ._pixels import Window
 from ._planned import plan_of
 from ._prepare import origin_of
@@ -51,24 +47,6 @@ _TAGS: Final = {
     "IMAGE_VERSION": "image_version",
     "CONSTELLATIONS": "constellations",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class _Variable:
-    """What becomes one or more bands of each file.
-
-    Parameters
-    ----------
-    name : str
-        Of the variable.
-    divisor : float
-        The file's numbers are the values times this.
-    layers : tuple of Layer
-    """
-
-    name: str
-    divisor: float
-    layers: tuple[Layer, ...]
 
 
 class Export:
@@ -96,7 +74,7 @@ class Export:
         cube, settings = cube_of(dataset)
         self._cube, self._settings = cube, settings
         selection_of(dataset, cube)  # coordinates that are not the cube's are refused here
-        window = _rectangle(dataset, cube)
+        window = rectangle(dataset, cube)
         self._frame = Frame(
             cube.grid.epsg,
             cube.grid.resolution,
@@ -104,7 +82,7 @@ class Export:
             -window.row0 * cube.grid.resolution,
         )
         self._dataset = dataset
-        self._variables = [_variable(dataset, str(name), cube) for name in dataset.data_vars]
+        self._variables = [variable_of(dataset, str(name), cube) for name in dataset.data_vars]
         if not self._variables:
             raise InputError("the Dataset has no variable that could be written")
         self._origin = _origin(settings)
@@ -238,7 +216,7 @@ class Export:
             values = loaded[variable.name].transpose(..., "y", "x").values
             # Layer by layer, since each step on the way makes a copy.
             for layer in values.reshape(-1, rows, cols):
-                counts[done] = _counts(layer, variable.divisor, f"{variable.name} of {date}")
+                counts[done] = counts_of(layer, variable.divisor, f"{variable.name} of {date}")
                 done += 1
         write(self.path(date), counts, layers, self._frame, self._tags(date, said or ()))
 
@@ -331,99 +309,3 @@ def _origin(settings: Settings) -> Origin:
     if settings.store is not None:
         return stock_of(settings.store).store.record.origin
     return origin_of(account_info(settings))
-
-
-def _rectangle(dataset: xr.Dataset, cube: Cube) -> Window:
-    """Give the lattice window of a Dataset's pixels.
-
-    Raises
-    ------
-    InputError
-        They are scattered, turned round, or have gaps.
-    """
-    size = cube.grid.resolution
-    edges = []
-    for axis, sign in (("y", -1), ("x", 1)):
-        if axis not in dataset.dims or dataset[axis].dims != (axis,):
-            raise InputError(
-                f"the Dataset has no dimension {axis}: only rectangles of pixels become GeoTIFFs",
-                hint="Select with slices: ds.isel(y=slice(0, 50), x=slice(0, 50)).",
-            )
-        places = np.floor(sign * dataset[axis].values / size).astype(int)
-        if not places.size or (np.diff(places) != 1).any():
-            raise InputError(
-                f"the pixels along {axis} are no unbroken row of the cube",
-                hint="Select with slices of step 1; ds.sortby turns an axis round. For other grids "
-                "use rio.to_raster.",
-            )
-        edges += [int(places[0]), int(places[-1]) + 1]
-    return Window(*edges)
-
-
-def _variable(dataset: xr.Dataset, name: str, cube: Cube) -> _Variable:
-    """Find out how a variable is written."""
-    array = dataset[name]
-    free = [str(dim) for dim in array.dims if dim not in ("time", "y", "x")]
-    needed = {"y", "x", *(["time"] if "time" in dataset.dims else [])}
-    if not needed <= set(array.dims) or free not in ([], ["band"]):
-        raise InputError(
-            f"the variable {name!r} has the dimensions {array.dims}, not (time, y, x) or "
-            "(time, band, y, x)",
-            hint=f"Leave it out: ds.drop_vars({name!r}).",
-        )
-    divisor = _divisor(array, name, cube)
-    if name != "reflectance" and not free:
-        named = str(array.attrs.get("long_name", ""))
-        tags = {"long_name": named} if named else {}
-        return _Variable(name, divisor, (Layer(name, 1 / divisor, tags),))
-    if "band" not in array.coords:
-        raise InputError(f"the bands of {name!r} have no names: its coordinate band is gone")
-    bands = [str(band) for band in np.atleast_1d(array["band"].values)]
-    prefix = "" if name == "reflectance" else f"{name}_"
-    return _Variable(
-        name, divisor, tuple(Layer(prefix + band, 1 / divisor, _about(band)) for band in bands)
-    )
-
-
-def _about(band: str) -> dict[str, str]:
-    """Give the tags of a band."""
-    known = BANDS.get(band)
-    if known is None:
-        return {}
-    return {
-        "common_name": known.common_name,
-        "wavelength_nm": f"{known.wavelength:g}",
-        "bandwidth_nm": f"{known.bandwidth:g}",
-    }
-
-
-def _divisor(array: xr.DataArray, name: str, cube: Cube) -> float:
-    """Find out what a variable's values are multiplied with, so that int16 holds them."""
-    packing = {**array.attrs, **array.encoding}
-    if "scale_factor" in packing and not packing.get("add_offset"):
-        exact = 1 / float(packing["scale_factor"])
-        return float(round(exact)) if abs(exact - round(exact)) < 1e-6 * exact else exact
-    # Arithmetic drops the encoding, and what keeps its name keeps its scale.
-    if name == "reflectance":
-        return REFLECTANCE
-    if name in INDICES or name in dict(cube.indices):
-        return INDEX
-    raise InputError(
-        f"it is not known how the variable {name!r} is to be written as int16",
-        hint=f'Say so: ds[{name!r}].encoding["scale_factor"] = 0.0001; or leave it out.',
-    )
-
-
-def _counts(values: NDArray[Any], divisor: float, what: str) -> NDArray[np.int16]:
-    """Turn values into the service's numbers: what it has sent comes out as it came."""
-    if np.issubdtype(values.dtype, np.integer):
-        counts, nothing = values, values == NODATA
-    else:
-        counts = np.rint(values * values.dtype.type(divisor))
-        nothing = np.isnan(counts)
-    if (np.abs(np.where(nothing, 0, counts)) > -NODATA - 1).any():
-        raise InputError(
-            f"{what} has values that int16 cannot hold at a scale of 1/{divisor:g}",
-            hint="Clip them, or write the variable with rio.to_raster.",
-        )
-    return np.where(nothing, NODATA, counts).astype(np.int16)

@@ -27,7 +27,7 @@ FLOORS = [
      "_array", "_hidden", "_graph", "_quote", "_planned", "_dataset",
      "_prepare", "_open", "_interrupt"],
     ["_api", "_catalogue", "_variable", "_picture", "_card", "_shown", "_receipts",
-     "_stac", "_export", "_accessor", "_backend", "_progress", "_sample", "_demo",
+     "_stac", "_packing", "_export", "_accessor", "_backend", "_progress", "_sample", "_demo",
      "_versions", "cluster", "cli", "__init__"],
 ]  # fmt: skip
 DOORS = 2

@@ -6,87 +6,21 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 
 from . import _options as given
 from ._end import DECLINED, End
-from ._show import show_json, show_pairs, span
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from clearsky_xr._cube import Cube
-    from clearsky_xr._planned import Plan
+from ._order import Order, Price, order_of, source_of
+from ._show import show_json, show_pairs
 
 # Beyond the price that was agreed to: what repeating lost downloads may cost (docs/decisions.md).
 _ALLOWANCE: Final = 1.0
 _SHARE: Final = 0.02
 # More distinct geometries than this are not sent to the free estimate, one call each.
 _ESTIMATES: Final = 20
-
-
-@dataclass(frozen=True, slots=True)
-class _Order:
-    """What is to be priced or bought.
-
-    Parameters
-    ----------
-    cube : Cube
-    store : str or None
-    options : dict
-        For opening the cube: access, connections, lost downloads.
-    connections : int
-        Most downloads at a time.
-    """
-
-    cube: Cube
-    store: str | None
-    options: dict[str, Any]
-    connections: int
-
-    def priced(self) -> xr.Dataset:
-        """Open the cube so that it can be priced; makes no store."""
-        from clearsky_xr._location import resolve_location
-        from clearsky_xr._store import find
-
-        store: Any = self.store
-        location = resolve_location(store, None)
-        if location is not None and find(location) is None:
-            from zarr.storage import MemoryStore
-
-            store = MemoryStore()
-        return self._open(store)
-
-    def open(self) -> xr.Dataset:
-        """Open the cube, with its store."""
-        return self._open(self.store)
-
-    def _open(self, store: Any) -> xr.Dataset:
-        import xarray as xr
-
-        return xr.open_dataset(
-            self.cube,  # type: ignore[arg-type]  # xarray's types know paths only
-            engine="clearsky",
-            chunks={},
-            store=store,
-            **self.options,
-        )
-
-
-def _order(area: Any, store: str | None, options: dict[str, Any], **more: Any) -> _Order:
-    """Settle what is asked for; free questions only."""
-    from clearsky_xr._open import account_info, resolve
-    from clearsky_xr._settings import resolve_settings
-
-    access: dict[str, Any] = given.Service(options["base_url"], options["key_file"]).access()
-    settings = resolve_settings(store=store, **access, **more)
-    unsaid: dict[str, Any] = {"like": None, "constellations": None}
-    cube = resolve(area, options["time"], settings, **unsaid, **given.settled(options))
-    return _Order(cube, store, {**access, **more}, account_info(settings).connections or 4)
 
 
 @click.command(cls=given.AreaCommand)
@@ -106,9 +40,9 @@ def estimate(area: Any, store: str | None, as_json: bool, **options: Any) -> Non
       clearsky-xr estimate field.geojson --time 2025-04-01/2025-09-30
       clearsky-xr estimate -1.5,50,-1.48,50.02 --time 2025-06 --base-url sandbox --json
     """
-    order = _order(area, store, options)
+    order = order_of(area, store, options)
     dataset = order.priced()
-    price = _Price(order.cube, dataset.clearsky.plan(), _source(dataset))
+    price = Price(order.cube, dataset.clearsky.plan(), source_of(dataset))
     geometries = len({(r.bounds, r.pixels) for r in price.plan.requests})
     few = geometries <= _ESTIMATES
     asked = dataset.clearsky.estimate(most=None).credits if few else None
@@ -159,8 +93,9 @@ def download(
     No more is spent than was agreed to, and an allowance of 1 credit or 2 % for downloads
     that are lost.
 
-    With --store whole blocks of 256 x 256 px are bought, with all bands, and nothing is
-    lost even if the process is killed. With --geotiff alone exactly the area is bought.
+    With --store whole blocks of 256 x 256 px are bought, with all bands, and answers that
+    have come are kept even if the process is killed. With --geotiff alone exactly the area
+    is bought.
 
     \b
     Examples:
@@ -176,7 +111,7 @@ def download(
 
         require_pystac()
     more = {"concurrency": options["concurrency"], "on_lost": options["on_lost"]}
-    order = _order(area, store, options, **more)
+    order = order_of(area, store, options, **more)
     price = _price(order, geotiff)
     cost = price.plan.credits
     if max_credits is not None and cost > max_credits:
@@ -214,7 +149,7 @@ def download(
     )
 
 
-def _price(order: _Order, geotiff: Path | None) -> _Price:
+def _price(order: Order, geotiff: Path | None) -> Price:
     """Plan what is missing; buys nothing, and makes neither store nor folder."""
     from clearsky_xr._planned import plan_of
 
@@ -226,10 +161,10 @@ def _price(order: _Order, geotiff: Path | None) -> _Price:
         export = Export(dataset, geotiff)
         left = export.pending()
         wanted = (export.part(left),) if left else ()
-    return _Price(order.cube, plan_of(*wanted), _source(dataset))
+    return Price(order.cube, plan_of(*wanted), source_of(dataset))
 
 
-def _buy(order: _Order, geotiff: Path | None, most: float, *, stac: bool) -> tuple[Any, list[Path]]:
+def _buy(order: Order, geotiff: Path | None, most: float, *, stac: bool) -> tuple[Any, list[Path]]:
     import clearsky_xr
 
     shown = sys.stderr.isatty()
@@ -253,7 +188,7 @@ def _ending_gently() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _agree(price: _Price) -> None:
+def _agree(price: Price) -> None:
     """Show the price and ask."""
     show_pairs(price.lines(), err=True)
     if not _somebody_is_there():
@@ -270,67 +205,3 @@ def _agree(price: _Price) -> None:
 
 def _somebody_is_there() -> bool:
     return sys.stdin.isatty()
-
-
-def _source(dataset: xr.Dataset) -> str:
-    """Say what the pixels are if they are no imagery."""
-    sandbox = str(dataset.attrs.get("title", "")).startswith("SANDBOX")
-    return str(dataset.attrs.get("source", "")) if sandbox else ""
-
-
-def _layers(cube: Cube) -> list[str]:
-    return [*cube.bands, *(name for name, _ in cube.indices)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Price:
-    """What would be bought.
-
-    Parameters
-    ----------
-    cube : Cube
-    plan : Plan
-    sandbox : str
-        What the pixels are if they are no imagery; else empty.
-    """
-
-    cube: Cube
-    plan: Plan
-    sandbox: str
-
-    def lines(self, service: str = "") -> list[tuple[str, str]]:
-        """Tell it line by line."""
-        cube, plan = self.cube, self.plan
-        rows, cols = cube.grid.shape
-        lines = [
-            ("dates", span(cube.dates)),
-            ("grid", f"{rows} x {cols} px of {cube.grid.resolution} m, EPSG:{cube.grid.epsg}"),
-            ("layers", ", ".join(_layers(cube))),
-        ]
-        if self.sandbox:
-            lines.append(("pixels", f"{self.sandbox}; nothing is paid"))
-        if not plan.requests:
-            return [*lines, ("price", "nothing: all of it is there")]
-        lines += [
-            ("downloads", f"{len(plan.requests):,}, for {len(plan.dates):,} dates"),
-            ("size", f"{plan.bytes / 1e6:,.1f} MB at most"),
-            ("price", f"{plan.credits:,.2f} credits"),
-        ]
-        return [*lines, ("service's price", service)] if service else lines
-
-    def told(self) -> dict[str, Any]:
-        """Tell it to a script."""
-        cube, plan = self.cube, self.plan
-        rows, cols = cube.grid.shape
-        return {
-            "dates": cube.dates,
-            "rows": rows,
-            "columns": cols,
-            "resolution": cube.grid.resolution,
-            "epsg": cube.grid.epsg,
-            "layers": _layers(cube),
-            "sandbox": bool(self.sandbox),
-            "downloads": len(plan.requests),
-            "bytes_at_most": plan.bytes,
-            "credits": plan.credits,
-        }
