@@ -241,7 +241,7 @@ def test_who_sits_at_a_terminal_is_asked_and_sees_a_bar(server: Server, tmp_path
     assert b"Buy it for 0.36 credits? [y/N]" in seen
     assert b"SYNTHETIC" in seen
     assert b"4/4" in seen  # the bar
-    assert out.startswith(b"a.zarr: 4 dates, 4 downloads, 0.36 credits")
+    assert out.strip().startswith(b"a.zarr: 4 dates, 4 downloads, 0.36 credits")
     assert len(paid(server)) == 4
 
 

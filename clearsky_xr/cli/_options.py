@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -38,7 +38,13 @@ class AreaCommand(click.Command):
         return super().parse_args(ctx, [f" {a}" if re.match(r"-[\d.]", a) else a for a in args])
 
 
-class Area(click.ParamType[Any]):
+if TYPE_CHECKING:
+    _Type = click.ParamType[Any]
+else:  # not generic before click 8.4
+    _Type = click.ParamType
+
+
+class Area(_Type):
     """An area as it is written on a command line."""
 
     name = "area"
