@@ -28,7 +28,7 @@ FLOORS = [
      "_prepare", "_open", "_interrupt"],
     ["_api", "_catalogue", "_variable", "_picture", "_card", "_shown", "_receipts",
      "_stac", "_packing", "_export", "_accessor", "_backend", "_progress", "_sample", "_demo",
-     "_versions", "cluster", "cli", "__init__"],
+     "_show_versions", "cluster", "cli", "__init__"],
 ]  # fmt: skip
 DOORS = 2
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
