@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ HERE = Path(__file__).parent
 os.environ.pop("CLEARSKY_API_KEY", None)
 os.environ["CLEARSKY_BASE_URL"] = "sandbox"
 os.environ["TQDM_DISABLE"] = "1"
+# ``clearsky-xr`` in a cell is the one of this environment.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 # Sphinx reads below its own folder only. A copy rather than a link: what a notebook leaves
 # behind, such as a store, goes with the next build.
