@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import Callable
 from typing import Final
 
@@ -15,6 +16,9 @@ ORIGIN_HEADER: Final = "X-Clearsky-Sandbox"
 
 #: A bandwidth is kept in steps of about this many seconds.
 _STEP_S: Final = 0.02
+
+#: Bytes that are sent at a time where the body never ends.
+_FLOOD_BYTES: Final = 2**16
 
 
 async def send(
@@ -57,11 +61,21 @@ async def send(
             request.transport.abort()
         return response
     body = answer.body
+    if delivery.gzip:
+        body = gzip.compress(body, mtime=0)
+        response.headers["Content-Encoding"] = "gzip"
+    if delivery.endless:
+        await _flood(request, response, body, finish)
+        return response
+    if delivery.until_close:
+        _send_until_close(request, response, body[: delivery.after_bytes], finish)
+        return response
     if delivery.chunked:
         response.enable_chunked_encoding()
     else:
         response.content_length = len(body)
-    split = len(body) if delivery.after_bytes is None else min(delivery.after_bytes, len(body))
+    size = len(body)
+    split = size if delivery.after_bytes is None else min(delivery.after_bytes, size)
     if not body:
         finish(0)
     await response.prepare(request)
@@ -80,10 +94,49 @@ async def send(
         body = body[split:]
     await _write(response, body[:-1], delivery.bandwidth)
     if body:
-        finish(len(answer.body))
+        finish(size)
         await response.write(body[-1:])
     await response.write_eof()
     return response
+
+
+async def _flood(
+    request: web.Request,
+    response: web.StreamResponse,
+    body: bytes,
+    finish: Callable[[int], None],
+) -> None:
+    """Send a body and then zeros until nobody listens any more."""
+    response.enable_chunked_encoding()
+    await response.prepare(request)
+    sent = 0
+    try:
+        while request.transport is not None and not request.transport.is_closing():
+            part = bytes(_FLOOD_BYTES) if sent else body
+            await response.write(part)
+            sent += len(part)
+    except ConnectionError:
+        pass
+    finally:
+        finish(sent)
+
+
+def _send_until_close(
+    request: web.Request,
+    response: web.StreamResponse,
+    body: bytes,
+    finish: Callable[[int], None],
+) -> None:
+    """Send a body that ends with the connection, which aiohttp itself never does."""
+    if request.transport is None:
+        return
+    lines = [f"HTTP/1.1 {response.status} OK", "Connection: close"]
+    lines += [f"{name}: {value}" for name, value in response.headers.items()]
+    head = "\r\n".join([*lines, "", ""]).encode()
+    finish(len(body))
+    request.transport.write(head + body)
+    request.transport.write_eof()
+    request.transport.close()
 
 
 async def _write(response: web.StreamResponse, body: bytes, bandwidth: float | None) -> None:
