@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import math
 import os
 import threading
 from collections.abc import Awaitable, Callable, Hashable, Mapping
@@ -40,6 +41,10 @@ _CONNECTIONS: Final = 4
 # More than this one process cannot make use of, whatever the account says.
 _MOST_CONNECTIONS: Final = 256
 
+# Refusals may mean that the limits were changed; they are asked for again no more often than
+# this, seconds.
+_ASK_AGAIN: Final = 60.0
+
 TIMEOUTS = Timeouts()
 POLICY = Policy()
 
@@ -60,6 +65,8 @@ class Account:
         self.billing: Billing | None = None
         self._info: AccountInfo | None = None
         self._asking = asyncio.Lock()
+        self._asked = -math.inf
+        self._again: asyncio.Task[None] | None = None
         self._learning = asyncio.Lock()
         # As long as downloads belong to them.
         self._bursts: WeakValueDictionary[str, Burst] = WeakValueDictionary()
@@ -70,10 +77,14 @@ class Account:
             if self._info is None or anew:
                 self._info = await self._free(self.client.account)
                 limit = min(self._info.connections or _CONNECTIONS, _MOST_CONNECTIONS)
-                # Setting it would also widen a gate that has narrowed after a refusal.
                 if limit != self.gate.limit:
                     self.gate.limit_to(limit)
             return self._info
+
+    async def _ask_again(self) -> None:
+        # What is known stays if the answer does not come: it was good until now.
+        with contextlib.suppress(ClearSkyError, Failed):
+            await self.info(anew=True)
 
     async def balance(self) -> Balance:
         """Ask for the balance; empty where the service does not tell it any more.
@@ -101,7 +112,14 @@ class Account:
         A pause beyond the deadline fails the request at once. If it held the gate
         as well, everything after it would hang without a word.
         """
-        self.gate.refused(None if pause is None or pause > self.policy.deadline else pause)
+        anew = self.gate.refused(
+            None if pause is None or pause > self.policy.deadline else pause
+        )
+        now = _clock.monotonic()
+        if anew and self._info is not None and now - self._asked > _ASK_AGAIN:
+            # The limit may have been lowered since it was asked for.
+            self._asked = now
+            self._again = asyncio.get_running_loop().create_task(self._ask_again())
 
     async def search(self, body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Search dates; free."""

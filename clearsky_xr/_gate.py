@@ -61,24 +61,32 @@ class Gate:
             self._wake()
 
     def limit_to(self, limit: int) -> None:
-        """Set the limit, when the account tells it."""
-        self.limit = self._narrowed = limit
+        """Set the limit, when the account tells it; a gate that has narrowed stays so."""
+        wide = self._narrowed >= self.limit
+        self.limit = limit
+        self._narrowed = limit if wide else min(limit, self._narrowed)
         self._wake()
 
-    def refused(self, pause: float | None) -> None:
+    def refused(self, pause: float | None) -> bool:
         """Take note of a 429 or a 1003.
 
         Parameters
         ----------
         pause : float or None
             Seconds that the service asked to wait: nothing is sent meanwhile.
+
+        Returns
+        -------
+        bool
+            Whether it is a new sign: refusals with no answer between them are one, not many.
         """
-        # Refusals with no answer between them are one sign, not many.
-        if self._answered:
+        anew = self._answered
+        if anew:
             self._narrowed = max(1, self._narrowed // 2)
         self._answered, self._answers = False, 0
         if pause is not None:
             self._paused_until = max(self._paused_until, _clock.monotonic() + pause)
+        return anew
 
     def answered(self) -> None:
         """Take note of a complete answer: after some of them the gate widens again."""

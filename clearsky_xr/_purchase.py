@@ -126,13 +126,22 @@ class Buyer:
         ClearSkyError
             The request failed.
         """
+        with burst:
+            content, path = await self._get(flight, burst)
+        flight.sent = True
+        held, flight.values = await self._shared.in_thread(
+            partial(self._land, content, flight.request, path)
+        )
+        return held
+
+    async def _get(self, flight: Flight, burst: Burst) -> tuple[bytes, Path | None]:
+        """Send until it is answered; gives the bytes, and where the spool will have them."""
         owner, ledger, request = self._account, self._shared.ledger, flight.request
         retry = Retry(owner.policy)
         began: float | None = None
         while True:
             try:
-                content, path = await self._send(flight, burst)
-                break
+                return await self._send(flight, burst)
             except Failed as failed:
                 failure = failed
             flight.sent = False
@@ -153,16 +162,13 @@ class Buyer:
                     f"asked for again: {request.credits:.2f} credits may be charged twice"
                 )
             await _clock.sleep(pause)
-        flight.sent = True
-        held, flight.values = await self._shared.in_thread(
-            partial(self._land, content, request, path)
-        )
-        return held
 
     async def _send(self, flight: Flight, burst: Burst) -> tuple[bytes, Path | None]:
         """One attempt, inside a slot of the gate and booked in the ledger."""
         owner, ledger, request = self._account, self._shared.ledger, flight.request
         async with owner.gate.slot(self._settings.concurrency):
+            if burst.final is not None:
+                raise Failed(Outcome.REJECTED, burst.final)
             booking = ledger.reserve(request, self._settings.purse)
             path = None
             try:
@@ -178,6 +184,8 @@ class Buyer:
                 ledger.release(booking, possibly=possibly)
                 if path is not None:
                     self.spool.drop(path)
+                if isinstance(error, Failed):
+                    burst.failed(error.error)
                 if isinstance(error, Failed) and not flight.abandoned:
                     # In this slot, or another download would be sent in it meanwhile.
                     error.error = await burst.explain(error.error, request)

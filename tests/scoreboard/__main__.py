@@ -1,0 +1,38 @@
+"""``python -m tests.scoreboard [NUMBER ...]``: play the rows and print them."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+from . import ROWS
+from .board import PAGE, figures, page, play
+
+
+def main(wanted: list[int]) -> int:
+    """Play rows, all of them by default; gives how many did not hold."""
+    played = []
+    for number in sorted(wanted or ROWS):
+        begin = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder).chmod(0o755)
+            one = play(ROWS[number], Path(folder))
+        played.append(one)
+        mark = "ok  " if one.failure is None else "FAIL"
+        seconds = time.perf_counter() - begin
+        print(f"{mark} {number:2} {one.row.fault}\n        {figures(one.counted)}"
+              f"  [{seconds:.1f} s]", flush=True)  # fmt: skip
+        if one.failure is not None:
+            traceback.print_exception(one.failure)
+    failed = sum(one.failure is not None for one in played)
+    print(f"{len(played) - failed} of {len(played)} rows hold")
+    if not wanted and not failed:
+        PAGE.write_text(page(played), encoding="utf-8")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main([int(word) for word in sys.argv[1:]]) > 0)
