@@ -12,6 +12,7 @@ import contextlib
 import math
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
@@ -31,6 +32,7 @@ from ._request import Question, Request
 from ._retry import Failed, Outcome, Policy, Retry
 from ._settings import SANDBOX, Settings
 from ._spool import Recent, Spool
+from ._versions import Versions
 from .errors import ClearSkyError, RateLimitedError, ServiceUnavailableError
 
 T = TypeVar("T")
@@ -70,6 +72,7 @@ class Account:
         self._learning = asyncio.Lock()
         # As long as downloads belong to them.
         self._bursts: WeakValueDictionary[str, Burst] = WeakValueDictionary()
+        self._versions: defaultdict[str, Versions] = defaultdict(Versions)
 
     async def info(self, *, anew: bool = False) -> AccountInfo:
         """Give the account's limits; asks the service once per process, unless told to."""
@@ -147,6 +150,10 @@ class Account:
             burst = Burst(lambda request: self.client.available(request.question))
             self._bursts[cube] = burst
         return burst
+
+    def versions(self, cube: str) -> Versions:
+        """Give what is known of the versions of a cube's images; `cube` is its fingerprint."""
+        return self._versions[cube]
 
     async def learn_billing(self, request: Request) -> Billing:
         """Find out how a geometry that is no rectangle is billed; asks once per process.

@@ -19,6 +19,7 @@ from ._request import Receipt, Request
 from ._retry import Failed, Outcome, Retry
 from ._settings import Settings
 from ._spool import Recent, Spool
+from ._versions import Versions
 from .errors import SpoolError, UnexpectedImageError
 
 
@@ -96,6 +97,8 @@ class Buyer:
         Where answers are written.
     notices : list of str
         What the user should hear about; it is added to.
+    versions : Versions
+        Of the cube's images.
     """
 
     def __init__(
@@ -105,12 +108,14 @@ class Buyer:
         settings: Settings,
         spool: Spool,
         notices: list[str],
+        versions: Versions,
     ) -> None:
         self._shared = shared
         self._account = owner
         self._settings = settings
         self.spool = spool
         self.notices = notices
+        self.versions = versions
 
     async def buy(self, flight: Flight, burst: Burst) -> Held:
         """Send a request until it is answered or not to be repeated; land the answer.
@@ -132,6 +137,7 @@ class Buyer:
         held, flight.values = await self._shared.in_thread(
             partial(self._land, content, flight.request, path)
         )
+        self.versions.add(held.receipt)
         return held
 
     async def _get(self, flight: Flight, burst: Burst) -> tuple[bytes, Path | None]:

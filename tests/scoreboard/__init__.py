@@ -10,6 +10,7 @@ asserts what must happen. There is no other way to pass than for that function t
 
 from . import (  # noqa: F401  they put their rows on the board
     rows_answers,
+    rows_images,
     rows_waiting,
 )
 from .board import ROWS

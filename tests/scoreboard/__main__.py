@@ -26,7 +26,10 @@ def main(wanted: list[int]) -> int:
         print(f"{mark} {number:2} {one.row.fault}\n        {figures(one.counted)}"
               f"  [{seconds:.1f} s]", flush=True)  # fmt: skip
         if one.failure is not None:
-            traceback.print_exception(one.failure)
+            # Where the row stood, not what xarray did below it.
+            frames = traceback.extract_tb(one.failure.__traceback__)
+            own = [frame for frame in frames if "site-packages" not in frame.filename]
+            print("".join(traceback.format_list(own[-8:])), one.failure, sep="")
     failed = sum(one.failure is not None for one in played)
     print(f"{len(played) - failed} of {len(played)} rows hold")
     if not wanted and not failed:

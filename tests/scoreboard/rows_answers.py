@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import tracemalloc
 import zlib
@@ -139,6 +140,7 @@ def endless(bench: Bench) -> dict[str, Any]:
             ds = bench.open(server)
             cap = 3 * 2 * 10 * ds.sizes["y"] * ds.sizes["x"] + 2**20
             before = bench.received
+            gc.collect()
             tracemalloc.reset_peak()
             held = tracemalloc.get_traced_memory()[0]
             with bench.raises(errors.UnexpectedResponseError, f"more than the {cap:,} bytes"):
