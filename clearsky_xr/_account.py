@@ -115,9 +115,7 @@ class Account:
         A pause beyond the deadline fails the request at once. If it held the gate
         as well, everything after it would hang without a word.
         """
-        anew = self.gate.refused(
-            None if pause is None or pause > self.policy.deadline else pause
-        )
+        anew = self.gate.refused(None if pause is None or pause > self.policy.deadline else pause)
         now = _clock.monotonic()
         if anew and self._info is not None and now - self._asked > _ASK_AGAIN:
             # The limit may have been lowered since it was asked for.

@@ -107,7 +107,9 @@ def mutate(content: bytes, dice: random.Random) -> bytes:
             else:
                 place = at + (4 if which == 2 else 8)
                 (old,) = struct.unpack_from("<I", data, place)
-                new = dice.choice((*_NUMBERS, old + 1, old - 1, 2 * old, old // 2, len(data), old ^ 1))
+                new = dice.choice(
+                    (*_NUMBERS, old + 1, old - 1, 2 * old, old // 2, len(data), old ^ 1)
+                )
                 struct.pack_into("<I", data, place, new % 2**32)
         elif kind == 5 and len(places) > 1:  # an entry in another's place
             one, other = dice.sample(places, 2)
@@ -168,9 +170,12 @@ def bombs() -> dict[str, bytes]:
         "65,535 samples": striped(27, 28, 65_535, 28),
         "a strip of 2^32 rows": striped(27, 28, 3, 2**32 - 1),
         "a strip of 2^31 columns": striped(2**31 - 1, 1, 3, 1),
-        "2^32 strips": plain(27, 28, 3, t273=(4, 2**32 - 1, 8), t278=(4, 1, 1),
-                             t279=(4, 2**32 - 1, 8)),  # fmt: skip
-        "tags of 4 GB": plain(27, 28, 3, t273=(4, 1, 8), t279=(4, 1, 100), t42112=(2, 2**32 - 1, 8)),
+        "2^32 strips": plain(
+            27, 28, 3, t273=(4, 2**32 - 1, 8), t278=(4, 1, 1), t279=(4, 2**32 - 1, 8)
+        ),  # fmt: skip
+        "tags of 4 GB": plain(
+            27, 28, 3, t273=(4, 1, 8), t279=(4, 1, 100), t42112=(2, 2**32 - 1, 8)
+        ),
     }
 
 

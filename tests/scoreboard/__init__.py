@@ -10,7 +10,10 @@ asserts what must happen. There is no other way to pass than for that function t
 
 from . import (  # noqa: F401  they put their rows on the board
     rows_answers,
+    rows_arguments,
     rows_images,
+    rows_key,
+    rows_money,
     rows_waiting,
 )
 from .board import ROWS

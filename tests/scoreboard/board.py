@@ -78,8 +78,13 @@ def figures(counted: Mapping[str, Any]) -> str:
     """Write down what was counted."""
     shown = []
     for name, value in counted.items():
-        text = f"{value:.2f}" if isinstance(value, float) else f"{value:,}" \
-            if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        text = (
+            f"{value:.2f}"
+            if isinstance(value, float)
+            else f"{value:,}"
+            if isinstance(value, int) and not isinstance(value, bool)
+            else str(value)
+        )
         shown.append(f"{name} {text}")
     return ", ".join(shown)
 

@@ -40,7 +40,9 @@ def corrupt(bench: Bench) -> dict[str, Any]:
     assert outcomes["pixels"] > MUTATIONS / 50
     # And over the wire: refused, kept aside, paid once.
     server = bench.serve(Fault.garble("corrupt", lambda b: b[:200] + bytes(len(b) - 200)))
-    with bench.raises(errors.UnexpectedImageError, "cannot be decoded|image", spent="yes") as caught:
+    with bench.raises(
+        errors.UnexpectedImageError, "cannot be decoded|image", spent="yes"
+    ) as caught:
         bench.open(server).load()
     put_away(caught.value)
     assert len(server.downloads()) == 1
@@ -82,7 +84,9 @@ def encoded(driver: str, **options: Any) -> bytes:
     """Write a picture in another format."""
     with MemoryFile() as memory, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it lies nowhere
-        with memory.open(driver=driver, width=16, height=16, count=3, dtype="uint8", **options) as file:
+        with memory.open(
+            driver=driver, width=16, height=16, count=3, dtype="uint8", **options
+        ) as file:
             file.write(np.zeros((3, 16, 16), np.uint8))
         return memory.read()
 

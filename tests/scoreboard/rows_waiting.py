@@ -33,7 +33,10 @@ def told_to_wait(bench: Bench) -> dict[str, Any]:
     bench.fake_pauses()
     shortest = np.inf
     # The clock of the second one is ten years off ours: only its own Date makes sense of it.
-    by_date = {"Retry-After": "Wed, 21 Oct 2015 07:29:10 GMT", "Date": "Wed, 21 Oct 2015 07:28:30 GMT"}
+    by_date = {
+        "Retry-After": "Wed, 21 Oct 2015 07:29:10 GMT",
+        "Date": "Wed, 21 Oct 2015 07:28:30 GMT",
+    }
     for fault, wait in (
         (Fault.status(429, retry_after=30), 30.0),
         (Fault("429 until", Answer(429, headers=by_date)), 40.0),
@@ -242,7 +245,11 @@ def silence(bench: Bench) -> dict[str, Any]:
 
 
 def limits(connections: int) -> Answer:
-    data = {"MaxConcurrentConnections": connections, "MaxCompositeAreaKm2": 2500, "MaxTotalBands": 20}
+    data = {
+        "MaxConcurrentConnections": connections,
+        "MaxCompositeAreaKm2": 2500,
+        "MaxTotalBands": 20,
+    }
     return Answer(200, json.dumps({"Data": data, "Succeeded": True, "Error": None}).encode())
 
 
@@ -340,5 +347,3 @@ def no_more(bench: Bench) -> dict[str, Any]:
             bought = [entry.date for entry in server.downloads() if entry.credits]
             assert len(bought) == len(set(bought)) == 12
     return {"sent after the first refusal": after}
-
-
