@@ -24,9 +24,10 @@ from ._availability import Availability
 from ._budget import Ledger
 from ._client import AccountInfo, Balance, Client, Timeouts
 from ._explain import Burst
-from ._gate import Gate
+from ._gate import Door, Gate
 from ._geotiff import environment
 from ._holdings import Holdings
+from ._link import Link
 from ._plan import Billing, billed_km2, credits_for
 from ._request import Question, Request
 from ._retry import Failed, Outcome, Policy, Retry
@@ -62,7 +63,7 @@ class Account:
     def __init__(self, client: Client) -> None:
         self.client = client
         self.policy = POLICY
-        self.gate = Gate(_CONNECTIONS)
+        self._gate = Gate(_CONNECTIONS)
         self.holdings = Holdings()
         self.billing: Billing | None = None
         self._info: AccountInfo | None = None
@@ -74,15 +75,43 @@ class Account:
         self._bursts: WeakValueDictionary[str, Burst] = WeakValueDictionary()
         self._versions: defaultdict[str, Versions] = defaultdict(Versions)
 
+    @property
+    def gate(self) -> Door:
+        """What requests wait at: the gate of this process, or of the cluster it belongs to."""
+        link = process().link
+        if link is None:
+            return self._gate
+        return link.door(self.client.identify, self.client.timeouts.total)
+
+    async def may_repeat(self, ledger: Ledger, price: float) -> bool:
+        """Say whether a lost download may be paid for once more, credits."""
+        link = process().link
+        return ledger.repeat_lost(price) and (link is None or await link.may_repeat(price))
+
     async def info(self, *, anew: bool = False) -> AccountInfo:
         """Give the account's limits; asks the service once per process, unless told to."""
+        if self._info is not None and not anew:
+            return self._info  # also while it is asked for again
         async with self._asking:
             if self._info is None or anew:
                 self._info = await self._free(self.client.account)
-                limit = min(self._info.connections or _CONNECTIONS, _MOST_CONNECTIONS)
-                if limit != self.gate.limit:
-                    self.gate.limit_to(limit)
+                self.tell_limit()
             return self._info
+
+    def tell_limit(self) -> None:
+        """Let the gate know the account's limit, if it has been asked for."""
+        if self._info is None:
+            return
+        limit = min(self._info.connections or _CONNECTIONS, _MOST_CONNECTIONS)
+        if limit != self.gate.limit:
+            self.gate.limit_to(limit)
+
+    def doubt_limit(self) -> None:
+        """Ask for the limits anew after a refusal: they may have been lowered meanwhile."""
+        now = _clock.monotonic()
+        if self._info is not None and now - self._asked > _ASK_AGAIN:
+            self._asked = now
+            self._again = asyncio.get_running_loop().create_task(self._ask_again())
 
     async def _ask_again(self) -> None:
         # What is known stays if the answer does not come: it was good until now.
@@ -109,18 +138,13 @@ class Account:
         """List models; free."""
         return await self._free(self.client.models)
 
-    def refused(self, pause: float | None) -> None:
-        """Take note of a 429 or a 1003, and let the whole account pause if that makes sense.
+    def bearable(self, pause: float | None) -> float | None:
+        """Give the seconds for which the whole account should pause, if that makes sense.
 
         A pause beyond the deadline fails the request at once. If it held the gate
         as well, everything after it would hang without a word.
         """
-        anew = self.gate.refused(None if pause is None or pause > self.policy.deadline else pause)
-        now = _clock.monotonic()
-        if anew and self._info is not None and now - self._asked > _ASK_AGAIN:
-            # The limit may have been lowered since it was asked for.
-            self._asked = now
-            self._again = asyncio.get_running_loop().create_task(self._ask_again())
+        return None if pause is None or pause > self.policy.deadline else pause
 
     async def search(self, body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Search dates; free."""
@@ -175,13 +199,13 @@ class Account:
         retry = Retry(self.policy)
         began: float | None = None
         while True:
-            try:
-                async with self.gate.slot():
+            async with self.gate.slot() as slot:
+                try:
                     return await call()
-            except Failed as failed:
-                failure = failed
-            if failure.outcome is Outcome.REFUSED:
-                self.refused(failure.retry_after)
+                except Failed as failed:
+                    failure = failed
+                if failure.outcome is Outcome.REFUSED:
+                    slot.refused(self.bearable(failure.retry_after))
             now = _clock.monotonic()
             began = now if began is None else began
             await _clock.sleep(retry.wait(failure, now - began))
@@ -202,9 +226,16 @@ class Process:
         # Stores elsewhere keep a thread waiting, not busy.
         self.readers = ThreadPoolExecutor(max_workers=16, thread_name_prefix="clearsky_xr-store")
         self.accounts: dict[tuple[str, str], Account] = {}
+        # To the schedulers of the clusters to which it belongs.
+        self.links: list[Link] = []
         # Stores that are open; those who open one look under the guard.
         self.stocks: dict[Hashable, Any] = {}
         self.guard = threading.Lock()
+
+    @property
+    def link(self) -> Link | None:
+        """The line to the cluster that was set up last and still stands."""
+        return next((link for link in reversed(self.links) if link.alive), None)
 
     async def in_thread(self, work: Callable[[], T], *, waits: bool = False) -> T:
         """Run what needs a processor off the loop, or what mostly waits for a store."""

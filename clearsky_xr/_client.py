@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import hashlib
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ class Client:
     def __init__(self, url: str, key: str, timeouts: Timeouts) -> None:
         self._url = url
         self._key = key
-        self._timeouts = timeouts
+        self.timeouts = timeouts
         self._session = aiohttp.ClientSession(
             # The gate bounds the connections. Idle ones are let go early, since a
             # POST into a socket that the server is closing may be charged and lost.
@@ -131,6 +132,10 @@ class Client:
     async def close(self) -> None:
         """Close the connections."""
         await self._session.close()
+
+    def identify(self, salt: bytes) -> str:
+        """Name the account, so that who does not know the salt learns nothing of the key."""
+        return hashlib.blake2b(f"{self._url}\n{self._key}".encode(), key=salt).hexdigest()[:32]
 
     async def account(self) -> AccountInfo:
         """Ask for the account's limits: the current endpoint, then the old one."""
@@ -224,7 +229,7 @@ class Client:
         """Send once, and read the answer whole; anything but a 2xx is a `Failed`."""
         failure: Failed
         try:
-            async with asyncio.timeout(self._timeouts.total if paid else self._timeouts.free):
+            async with asyncio.timeout(self.timeouts.total if paid else self.timeouts.free):
                 answer = await self._exchange(method, path, body, cap)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             failure = unreachable(
@@ -247,7 +252,7 @@ class Client:
             "x-api-key": self._key,
             "Accept": "application/json, application/octet-stream",
         }
-        async with asyncio.timeout(self._timeouts.first_byte):
+        async with asyncio.timeout(self.timeouts.first_byte):
             response = await self._session.request(
                 method, self._url + path, json=body, headers=headers, allow_redirects=False
             )
@@ -255,7 +260,7 @@ class Client:
             try:
                 got = Body(path, response.headers, cap)
                 while True:
-                    async with asyncio.timeout(self._timeouts.stall):
+                    async with asyncio.timeout(self.timeouts.stall):
                         part = await response.content.readany()
                     if not part:
                         break

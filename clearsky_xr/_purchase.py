@@ -153,15 +153,13 @@ class Buyer:
             flight.sent = False
             now = _clock.monotonic()
             began = now if began is None else began
-            if failure.outcome is Outcome.REFUSED:
-                owner.refused(failure.retry_after)
             pause = retry.wait(
                 failure, now - began, may_repeat_lost=self._settings.on_lost == "retry"
             )
             if flight.abandoned:
                 raise failure.error  # nobody waits for it any more: buy nothing for nobody
             if failure.outcome is Outcome.LOST:
-                if not ledger.repeat_lost(request.credits):
+                if not await owner.may_repeat(ledger, request.credits):
                     raise failure.error
                 self.notices.append(
                     f"the answer for {request.date}, {request.pixels.window}, was lost and is "
@@ -172,12 +170,13 @@ class Buyer:
     async def _send(self, flight: Flight, burst: Burst) -> tuple[bytes, Path | None]:
         """One attempt, inside a slot of the gate and booked in the ledger."""
         owner, ledger, request = self._account, self._shared.ledger, flight.request
-        async with owner.gate.slot(self._settings.concurrency):
+        async with owner.gate.slot(self._settings.concurrency) as slot:
             if burst.final is not None:
                 raise Failed(Outcome.REJECTED, burst.final)
             booking = ledger.reserve(request, self._settings.purse)
             path = None
             try:
+                await slot.book(booking)
                 path = await self._shared.in_thread(partial(self._begin, request))
             except BaseException:
                 ledger.release(booking, possibly=False)
@@ -190,6 +189,9 @@ class Buyer:
                 ledger.release(booking, possibly=possibly)
                 if path is not None:
                     self.spool.drop(path)
+                if isinstance(error, Failed) and error.outcome is Outcome.REFUSED:
+                    slot.refused(owner.bearable(error.retry_after))
+                    owner.doubt_limit()
                 if isinstance(error, Failed):
                     burst.failed(error.error)
                 if isinstance(error, Failed) and not flight.abandoned:
@@ -197,7 +199,7 @@ class Buyer:
                     error.error = await burst.explain(error.error, request)
                 raise
             ledger.settle(booking, len(content))
-            owner.gate.answered()
+            slot.answered()
             return content, path
 
     def _begin(self, request: Request) -> Path | None:
