@@ -149,7 +149,7 @@ async def open_desk(cube: Cube, settings: Settings) -> Desk:
     wide = 2 * min(owner.gate.limit, settings.concurrency or owner.gate.limit)
     if settings.store is None:
         versions = owner.versions(cube.fingerprint)
-        buyer = Buyer(shared, owner, settings, shared.spool, notices, versions)
+        buyer = Buyer(shared, owner, settings, shared.spool, notices, versions=versions)
         service = FromService(
             cube, shared=shared, owner=owner, info=info, buyer=buyer, holdings=owner.holdings
         )
@@ -157,7 +157,7 @@ async def open_desk(cube: Cube, settings: Settings) -> Desk:
     stock = await shared.in_thread(partial(stock_of, settings.store), waits=True)
     own = stock.store.record.cube
     versions = owner.versions(own.fingerprint)
-    buyer = Buyer(shared, owner, settings, stock.spool, notices, versions)
+    buyer = Buyer(shared, owner, settings, stock.spool, notices, versions=versions)
     service = FromService(
         own, shared=shared, owner=owner, info=info, buyer=buyer, holdings=stock.holdings,
         corner=(own.grid.window.row0, own.grid.window.col0),

@@ -108,6 +108,7 @@ class Buyer:
         settings: Settings,
         spool: Spool,
         notices: list[str],
+        *,
         versions: Versions,
     ) -> None:
         self._shared = shared

@@ -1,4 +1,4 @@
-"""Whether the images of a cube were made alike: the service makes them anew, and its models grow."""
+"""Whether the images of a cube were made alike: they are made anew, and models grow."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class Versions:
         if self._said or not differing:
             return []
         self._said = True
-        return [
+        notice = (
             f"the images of this cube differ in how they were made: {'; '.join(differing)}. With a "
             "store, .clearsky.with_receipts() tells which date has which"
-        ]
+        )
+        return [notice]

@@ -146,8 +146,8 @@ def bombs() -> dict[str, bytes]:
     def plain(width: int, height: int, samples: int, **more: tuple[int, int, int]) -> bytes:
         rest = b"".join(struct.pack("<I", 8) for _ in range(8))
         tags = {
-            256: (4, 1, width), 257: (4, 1, height), 258: (3, 1, 16), 259: (3, 1, 8), 262: (3, 1, 1),
-            277: (3, 1, samples), 284: (3, 1, 2), 339: (3, 1, 2),
+            256: (4, 1, width), 257: (4, 1, height), 258: (3, 1, 16), 259: (3, 1, 8),
+            262: (3, 1, 1), 277: (3, 1, samples), 284: (3, 1, 2), 339: (3, 1, 2),
         }  # fmt: skip
         tags |= {int(name[1:]): value for name, value in more.items()}
         return tiff(tags, rest)
@@ -172,7 +172,7 @@ def bombs() -> dict[str, bytes]:
         "a strip of 2^31 columns": striped(2**31 - 1, 1, 3, 1),
         "2^32 strips": plain(
             27, 28, 3, t273=(4, 2**32 - 1, 8), t278=(4, 1, 1), t279=(4, 2**32 - 1, 8)
-        ),  # fmt: skip
+        ),
         "tags of 4 GB": plain(
             27, 28, 3, t273=(4, 1, 8), t279=(4, 1, 100), t42112=(2, 2**32 - 1, 8)
         ),
@@ -311,7 +311,8 @@ def main() -> None:
 
     findings = run(seeds())
     total = sum(findings.outcomes.values())
-    print(f"{total:,} mutations from seed {first}: {dict(findings.outcomes.most_common())}")
+    begin = first if options.seed is None else options.seed
+    print(f"{total:,} mutations from seed {begin}: {dict(findings.outcomes.most_common())}")
     print(f"memory beyond the beginning: {findings.memory:,} bytes")
     for order, what in findings.bad:
         print(f"FOUND {order}: {what}")

@@ -57,18 +57,17 @@ async def send(
         await asyncio.sleep(delivery.before)
     if answer.status == 0 or (delivery.cut and delivery.after_bytes is None):
         finish(0)
-        if request.transport is not None:
-            request.transport.abort()
+        _hang_up(request, abort=True)
         return response
     body = answer.body
     if delivery.gzip:
         body = gzip.compress(body, mtime=0)
         response.headers["Content-Encoding"] = "gzip"
-    if delivery.endless:
-        await _flood(request, response, body, finish)
-        return response
-    if delivery.until_close:
-        _send_until_close(request, response, body[: delivery.after_bytes], finish)
+    if delivery.endless or delivery.until_close:
+        if delivery.endless:
+            await _flood(request, response, body, finish)
+        else:
+            _send_until_close(request, response, body[: delivery.after_bytes], finish)
         return response
     if delivery.chunked:
         response.enable_chunked_encoding()
@@ -84,12 +83,7 @@ async def send(
         await asyncio.sleep(delivery.stall)
         if delivery.cut:
             finish(split)
-            # Closed, not aborted: what was written still arrives, then the end too early. The
-            # end is sent explicitly, since closing says nothing while a forked child of this
-            # process holds a copy of the socket.
-            if request.transport is not None:
-                request.transport.write_eof()
-                request.transport.close()
+            _hang_up(request)
             return response
         body = body[split:]
     await _write(response, body[:-1], delivery.bandwidth)
@@ -98,6 +92,23 @@ async def send(
         await response.write(body[-1:])
     await response.write_eof()
     return response
+
+
+def _hang_up(request: web.Request, *, abort: bool = False) -> None:
+    """End the connection.
+
+    Closed, not aborted: what was written still arrives, then the end too early. The end is sent
+    explicitly, since closing says nothing while a forked child of this process holds a copy of
+    the socket.
+    """
+    transport = request.transport
+    if transport is None:
+        return
+    if abort:
+        transport.abort()
+    else:
+        transport.write_eof()
+        transport.close()
 
 
 async def _flood(
@@ -135,8 +146,7 @@ def _send_until_close(
     head = "\r\n".join([*lines, "", ""]).encode()
     finish(len(body))
     request.transport.write(head + body)
-    request.transport.write_eof()
-    request.transport.close()
+    _hang_up(request)
 
 
 async def _write(response: web.StreamResponse, body: bytes, bandwidth: float | None) -> None:

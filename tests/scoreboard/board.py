@@ -91,42 +91,39 @@ def figures(counted: Mapping[str, Any]) -> str:
 
 def page(played: list[Played]) -> str:
     """Give the document: the promise and its proof."""
-    lines = [
-        "# Reliability",
-        "",
-        "What can go wrong, what happens then, and what was counted when it was made to happen.",
-        "`python -m tests.scoreboard` has written this page: every row is a run against the "
-        "sandbox, over",
-        "real sockets, with real GeoTIFF bytes, real files and real processes; only time is "
-        "faked, where it",
-        "says *fake seconds*. A row is here only because all that it asserts was so; the same "
-        "rows run with the",
-        "tests. All pixels are synthetic.",
-        "",
-        "*requests* are downloads that reached the server, *charged* what it took for them in "
-        "credits, *peak* the",
-        "most that one account had in flight, and *bytes* what the server sent in their answers. "
-        "Where a row has",
-        "several faults they are sums. Threads are not punctual: peaks and bytes differ a little "
-        "from run to run.",
-        "",
-        "| # | fault | expected | counted |",
-        "| --- | --- | --- | --- |",
-    ]
-    for one in played:
-        lines.append(
-            f"| {one.row.number} | {one.row.fault} | {one.row.expected} | {figures(one.counted)} |"
-        )
-    return "\n".join([*lines, "", NOTES, ""])
+    rows = (
+        f"| {one.row.number} | {one.row.fault} | {one.row.expected} | {figures(one.counted)} |"
+        for one in played
+    )
+    return PAGE_TEXT.replace("(rows)", "\n".join(rows))
 
 
-NOTES = """## What this cannot show
+PAGE_TEXT = """# Reliability
 
-* Wrong pixels in a GeoTIFF of the right shape, place and type cannot be seen: TIFF has no checksum. Row 10
-  counts how many of its mutations came through as pixels.
-* The sandbox was written from the service's documented protocol. How the service itself fails may differ; the
-  [assumptions](decisions.md) are listed.
+What can go wrong, what happens then, and what was counted when it was made to happen.
+`python -m tests.scoreboard` has written this page: every row is a run against the sandbox, over
+real sockets, with real GeoTIFF bytes, real files and real processes; only time is faked, where it
+says *fake seconds*. A row is here only because all that it asserts was so; the same rows run with
+the tests. All pixels are synthetic.
+
+*requests* are downloads that reached the server, *charged* what it took for them in credits, *peak*
+the most that one account had in flight, and *bytes* what the server sent in their answers. Where a
+row plays several faults they are sums over all of them. Threads are not punctual: peaks and bytes
+differ a little from run to run.
+
+| # | fault | expected | counted |
+| --- | --- | --- | --- |
+(rows)
+
+## What this cannot show
+
+* Wrong pixels in a GeoTIFF of the right shape, place and type cannot be seen: TIFF has no checksum.
+  Row 10 counts how many of its mutations came through as pixels.
+* The sandbox was written from the service's documented protocol. How the service itself fails may
+  differ; the [assumptions](decisions.md) are listed.
 * What a process had sent when it was killed may have been charged. Nobody can know; it is
   [counted and said](store.md).
 
-See also: [what each error means](errors.md), and [what an evil server, store or file can do](security.md)."""
+See also: [what each error means](errors.md), and [what an evil server, store or file can
+do](security.md).
+"""

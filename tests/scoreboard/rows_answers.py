@@ -16,9 +16,9 @@ import xarray as xr
 import clearsky_xr
 from clearsky_xr import _geotiff, errors
 from clearsky_xr.sandbox import Fault
-from clearsky_xr.sandbox.faults import Answer, Delivery, together
+from clearsky_xr.sandbox.faults import Answer, Delivery
 
-from .bench import DAY, DAYS, FARM, KEY, Bench, credits_of, forget
+from .bench import DAY, DAYS, Bench, credits_of, forget
 from .board import row
 
 LOUD = "\x1b[31mNo!\x00 <script>" + "A" * 10_000

@@ -31,7 +31,8 @@ def certificate(folder: Path) -> Path:
     now = dt.datetime.now(dt.UTC)
     signed = (
         x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-        .serial_number(1).not_valid_before(now - dt.timedelta(1)).not_valid_after(now + dt.timedelta(1))
+        .serial_number(1)
+        .not_valid_before(now - dt.timedelta(1)).not_valid_after(now + dt.timedelta(1))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
         .sign(key, hashes.SHA256())
     )  # fmt: skip

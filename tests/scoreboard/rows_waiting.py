@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import aiohttp
 import numpy as np
 
 import clearsky_xr
-from clearsky_xr import _account, _loop, errors
+from clearsky_xr import _account, errors
 from clearsky_xr.sandbox import Fault, Server
 from clearsky_xr.sandbox.faults import Answer, Image, in_turn
 
@@ -329,13 +326,13 @@ def no_more(bench: Bench) -> dict[str, Any]:
                     met.append(error)
 
             (reader,) = bench.threads(read)
-            bench.until(lambda s=server: any(e.status == status for e in s.downloads()))
+            bench.until(lambda s=server, code=status: any(e.status == code for e in s.downloads()))
             gate.set()
             reader.join(PATIENCE)
             bench.quiet(server)
-            (error,) = errors_met
+            assert len(errors_met) == 1
             with bench.raises(kind, spent="no"):
-                raise error
+                raise errors_met[0]
             sent = server.downloads()
             kept = [entry for entry in sent if entry.status == 200]
             assert len(kept) == 3
