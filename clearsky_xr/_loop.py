@@ -12,6 +12,8 @@ import threading
 import weakref
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future
+from contextlib import ContextDecorator
+from types import TracebackType
 from typing import Any, TypeVar
 
 from .errors import ClearSkyError
@@ -35,6 +37,27 @@ def background() -> asyncio.AbstractEventLoop:
         return _loop
 
 
+class Alone(ContextDecorator):
+    """Lets errors of this package out without those that they were raised during.
+
+    What those said is in their words. Dask pickles an error together with its context, and
+    exceptions of other packages do not all survive that.
+    """
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Cut the error loose."""
+        if isinstance(error, ClearSkyError):
+            error.__context__ = None
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on the background loop and wait for it.
 
@@ -49,7 +72,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     if threading.current_thread() is not threading.main_thread():
         _waited_for.add(future)
     try:
-        return future.result()
+        with Alone():
+            return future.result()
     except CancelledError:
         raise ClearSkyError("the computation was interrupted", kind="interrupted") from None
     except BaseException:
@@ -65,7 +89,8 @@ def call_off() -> None:
 
 async def join(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on the background loop and await it from another loop."""
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, background()))
+    with Alone():
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, background()))
 
 
 def stop() -> None:

@@ -14,6 +14,7 @@ from . import (  # noqa: F401  they put their rows on the board
     rows_images,
     rows_key,
     rows_money,
+    rows_stores,
     rows_waiting,
 )
 from .board import ROWS

@@ -30,6 +30,7 @@ from clearsky_xr._budget import Ledger
 from clearsky_xr._client import Client
 from clearsky_xr.sandbox import Account, LedgerEntry, Server
 
+from .._nursery import Family, the_nursery, what_is_served
 from ..conftest import FARM
 from ..test_canary import KEY, hidden, pickled, search_all
 from ..test_store_plain import forget
@@ -235,6 +236,17 @@ class Bench:
         relay = Relay(server, allows)
         self._stack.callback(relay.close)
         return relay
+
+    def family(self) -> Family:
+        """Give children that use a store together; they end with the row."""
+        family = Family(the_nursery(), what_is_served())
+
+        def end() -> None:
+            for child in family.children:
+                child.close()
+
+        self._stack.callback(end)
+        return family
 
     # ---- what is expected
 
