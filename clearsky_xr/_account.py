@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 from . import _clock, _loop
 from ._area import resolve_area
 from ._availability import Availability
-from ._budget import Ledger
+from ._budget import Bound, Ledger
 from ._client import AccountInfo, Balance, Client, Timeouts
 from ._explain import Burst
 from ._gate import Door, Gate
@@ -82,6 +82,11 @@ class Account:
         if link is None:
             return self._gate
         return link.door(self.client.identify, self.client.timeouts.total)
+
+    async def bound(self, ledger: Ledger) -> Bound:
+        """Give the budgets that hold for a computation that begins now."""
+        link = process().link
+        return Bound(ledger.bound(), () if link is None else await link.bound())
 
     async def may_repeat(self, ledger: Ledger, price: float) -> bool:
         """Say whether a lost download may be paid for once more, credits."""

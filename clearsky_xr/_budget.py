@@ -115,8 +115,8 @@ class Elsewhere(Protocol):
 class Budget:
     """A limit on what may be spent; made by `clearsky_xr.budget`.
 
-    Budgets nest: a download must fit into all that are active when it is sent. What
-    was sent while a budget was active counts for it, whenever its answer comes.
+    Budgets nest: a download must fit into all that are active when it is sent, or were
+    when the computation began that sends it. It counts for them whenever its answer comes.
 
     It holds for this process, and on a cluster that `clearsky_xr.cluster.setup` has set
     up for all its processes.
@@ -216,6 +216,23 @@ class Priced(Protocol):
         """Its price rounded up to the cent."""
 
 
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Budgets that held when a computation began: it stays bound by them when they have ended.
+
+    An error ends a ``with`` block while other tasks of the same computation still send.
+
+    Parameters
+    ----------
+    here : tuple of Budget
+    elsewhere : tuple of str
+        Names of those of a cluster.
+    """
+
+    here: tuple[Budget, ...] = ()
+    elsewhere: tuple[str, ...] = ()
+
+
 #: What became of a booking: in flight, answered, perhaps charged, or not charged.
 Outcome = Literal["reserved", "settled", "possibly", "released"]
 
@@ -233,6 +250,8 @@ class Booking:
         Those that it counts for.
     purse : Purse or None
         That of its cube.
+    elsewhere : tuple of str
+        Budgets of a cluster that it counts for, beside those that hold there now.
     outcome : {"reserved", "settled", "possibly", "released"}
     size : int
         Bytes of its answer.
@@ -242,6 +261,7 @@ class Booking:
     reserved: float
     budgets: tuple[Budget, ...]
     purse: Purse | None = None
+    elsewhere: tuple[str, ...] = ()
     outcome: Outcome = "reserved"
     size: int = 0
 
@@ -261,7 +281,14 @@ class Ledger:
         self._repeated = 0.0
         self._purses: dict[str, Budget] = {}
 
-    def reserve(self, request: Priced, purse: Purse | None = None, *tallies: Budget) -> Booking:
+    def bound(self) -> tuple[Budget, ...]:
+        """Give the budgets that hold now."""
+        with self.lock:
+            return tuple(self.active)
+
+    def reserve(
+        self, request: Priced, purse: Purse | None = None, bound: Bound | None = None
+    ) -> Booking:
         """Book a download that is about to be sent.
 
         Parameters
@@ -269,8 +296,8 @@ class Ledger:
         request : Priced
         purse : Purse, optional
             Of the cube that it is for.
-        *tallies : Budget
-            For which it counts beside those that are active.
+        bound : Bound, optional
+            Budgets that held when the computation began which sends it.
 
         Raises
         ------
@@ -280,7 +307,8 @@ class Ledger:
         price = request.credits_at_most
         with self.lock:
             own = () if purse is None else (self._budget_of(purse),)
-            budgets = (*self.active, *own, *tallies)
+            bound = bound or Bound()
+            budgets = tuple(dict.fromkeys((*self.active, *own, *bound.here)))
             for budget in budgets:
                 if budget._left() + _DUST < price:  # noqa: SLF001  two halves of one thing
                     raise _refused(budget, price)
@@ -288,7 +316,7 @@ class Ledger:
                 account.reserved += price
                 account.in_flight += 1
         self._tell()
-        return Booking(request, price, budgets, purse)
+        return Booking(request, price, budgets, purse, bound.elsewhere)
 
     def settle(self, booking: Booking, size: int = 0) -> None:
         """Turn a reservation into money spent: the answer, of so many bytes, is complete."""

@@ -45,6 +45,9 @@ class Link(Protocol):
     def door(self, identify: Identify, patience: float) -> Door:
         """Give what requests of an account wait at, each of which takes so many seconds at most."""
 
+    async def bound(self) -> tuple[str, ...]:
+        """Name the budgets that hold for the cluster now."""
+
     async def may_repeat(self, price: float) -> bool:
         """Say whether a lost download may be paid for once more, credits."""
 
@@ -107,6 +110,10 @@ class SchedulerLink:
         if account not in self._doors:
             self._doors[account] = SchedulerDoor(self, account, patience)
         return self._doors[account]
+
+    async def bound(self) -> tuple[str, ...]:
+        """Name the budgets that hold for the cluster now."""
+        return tuple(await self.call("bound"))
 
     async def may_repeat(self, price: float) -> bool:
         """Say whether a lost download may be paid for once more, credits."""
@@ -280,7 +287,7 @@ class _Slot:
         said = await self._link.call(
             "book", ticket=self.ticket, date=str(sale.date), credits=sale.credits,
             credits_at_most=sale.credits_at_most,
-            purse=None if purse is None else (purse.name, purse.limit),
+            purse=None if purse is None else (purse.name, purse.limit), bound=booking.elsewhere,
         )  # fmt: skip
         _check_known(said)
         if "message" in said:

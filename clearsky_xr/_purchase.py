@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from . import _clock, _geotiff
 from ._account import Account, Process
+from ._budget import Bound
 from ._explain import Burst
 from ._holdings import Flight, Held
 from ._layers import derive
@@ -97,6 +98,8 @@ class Buyer:
         Where answers are written.
     notices : list of str
         What the user should hear about; it is added to.
+    bound : Bound
+        The budgets that hold for it.
     versions : Versions
         Of the cube's images.
     """
@@ -106,9 +109,10 @@ class Buyer:
         shared: Process,
         owner: Account,
         settings: Settings,
+        *,
         spool: Spool,
         notices: list[str],
-        *,
+        bound: Bound,
         versions: Versions,
     ) -> None:
         self._shared = shared
@@ -116,6 +120,7 @@ class Buyer:
         self._settings = settings
         self.spool = spool
         self.notices = notices
+        self._bound = bound
         self.versions = versions
 
     async def buy(self, flight: Flight, burst: Burst) -> Held:
@@ -174,7 +179,7 @@ class Buyer:
         async with owner.gate.slot(self._settings.concurrency) as slot:
             if burst.final is not None:
                 raise Failed(Outcome.REJECTED, burst.final)
-            booking = ledger.reserve(request, self._settings.purse)
+            booking = ledger.reserve(request, self._settings.purse, self._bound)
             path = None
             try:
                 await slot.book(booking)

@@ -20,7 +20,7 @@ from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from . import _clock
-from ._budget import Booking, Budget, Ledger, Purse
+from ._budget import Booking, Bound, Budget, Ledger, Purse
 from ._gate import Gate
 from .errors import BudgetError
 
@@ -114,7 +114,8 @@ class ClusterGate(SchedulerPlugin):
         self._claims: dict[tuple[str, int], str] = {}
         for verb in (
             self.hello, self.configure, self.keys, self.slot, self.book, self.leave, self.limit,
-            self.repeat, self.budget, self.report, self.claim, self.unclaim, self.status,
+            self.repeat, self.budget, self.bound, self.report, self.claim, self.unclaim,
+            self.status,
         ):  # fmt: skip
             scheduler.handlers[f"{NAME}_{verb.__name__}"] = verb
 
@@ -170,10 +171,12 @@ class ClusterGate(SchedulerPlugin):
     async def book(
         self,
         ticket: str,
+        *,
         date: str,
         credits: float,  # noqa: A002  the field's word
         credits_at_most: float,
         purse: tuple[str, float] | None,
+        bound: Iterable[str] = (),
     ) -> dict[str, Any]:
         """Book a download for which the holder has a slot."""
         entry = self._tickets.get(ticket)
@@ -182,8 +185,10 @@ class ClusterGate(SchedulerPlugin):
         if entry.booking is None:
             sale = Sale(dt.date.fromisoformat(date), credits, credits_at_most)
             own = None if purse is None else Purse(*purse)
+            held = [self._budgets[name][1] for name in bound if name in self._budgets]
+            counts = Bound((self._tally(entry.holder), *held))
             try:
-                entry.booking = self._ledger.reserve(sale, own, self._tally(entry.holder))
+                entry.booking = self._ledger.reserve(sale, own, counts)
             except BudgetError as error:
                 return {"message": error.message, "hint": error.hint, "details": error.details}
         return {}
@@ -273,6 +278,11 @@ class ClusterGate(SchedulerPlugin):
             budget = Budget(limit, self._ledger)
             self._budgets[name] = holder, budget
             budget.__enter__()
+
+    async def bound(self) -> list[str]:
+        """Name the budgets that hold now."""
+        active = self._ledger.bound()
+        return [name for name, (_, budget) in self._budgets.items() if budget in active]
 
     async def report(self, name: str) -> dict[str, Any] | None:
         """Tell what counted for a budget, also after its end."""

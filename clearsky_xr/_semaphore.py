@@ -63,6 +63,10 @@ class SemaphoreLink:
             self._doors[account] = SemaphoreDoor(self._node, account, self._concurrency)
         return self._doors[account]
 
+    async def bound(self) -> tuple[str, ...]:
+        """Know nothing of others."""
+        return ()
+
     async def may_repeat(self, price: float) -> bool:  # noqa: ARG002
         """Leave it to the process."""
         return True

@@ -140,7 +140,7 @@ def setup(
     --------
     >>> import distributed
     >>> import clearsky_xr
-    >>> with distributed.Client(processes=False, dashboard_address=None) as client:
+    >>> with distributed.Client(processes=False, dashboard_address=":0") as client:
     ...     clearsky_xr.cluster.setup(client)
     <clearsky_xr cluster, 0 requests and 0.00 credits spent>
     """
