@@ -13,6 +13,7 @@ from . import (  # noqa: F401  they put their rows on the board
     rows_arguments,
     rows_images,
     rows_key,
+    rows_machines,
     rows_money,
     rows_stores,
     rows_waiting,

@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 
 from . import ROWS
+from .bench import close_cluster
 from .board import PAGE, figures, page, play
 
 
@@ -30,6 +31,7 @@ def main(wanted: list[int]) -> int:
             frames = traceback.extract_tb(one.failure.__traceback__)
             own = [frame for frame in frames if "site-packages" not in frame.filename]
             print("".join(traceback.format_list(own[-8:])), one.failure, sep="")
+    close_cluster()
     failed = sum(one.failure is not None for one in played)
     print(f"{len(played) - failed} of {len(played)} rows hold")
     if not wanted and not failed:

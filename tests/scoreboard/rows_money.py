@@ -9,7 +9,7 @@ import clearsky_xr
 from clearsky_xr import errors
 from clearsky_xr.sandbox import Fault
 
-from .bench import DAY, DAYS, PATIENCE, Bench, credits_of
+from .bench import DAY, DAYS, FARM, KEY, PATIENCE, Bench, credits_of
 from .board import row
 
 
@@ -65,4 +65,21 @@ def budgets(bench: Bench) -> dict[str, Any]:
     assert len(server.downloads()) == 2
     assert budget.report().possibly == 0.18
     assert budget.left == 0.02
+
+    # One budget for the notebook and all workers.
+    client = bench.cluster()
+    server = bench.serve(max_connections=16)
+    clearsky_xr.cluster.setup(client, api_key=KEY)
+    ds = clearsky_xr.open_timeseries(
+        FARM, DAYS, base_url=server.url, api_key=KEY, chunks={"time": 1}
+    )
+    with (
+        clearsky_xr.budget(0.5) as budget,
+        bench.raises(errors.BudgetError, "budget of 0.50 credits", spent="no"),
+    ):
+        ds.reflectance.mean().compute()
+    bench.until(lambda: server.in_flight == 0 and budget.report().reserved == 0)
+    assert 0 < credits_of(server.downloads()) <= 0.5
+    assert {entry.status for entry in server.downloads()} == {200}
+    assert budget.report().settled == credits_of(server.downloads())
     return {"refused before sending": len(refused)}

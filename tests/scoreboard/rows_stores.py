@@ -18,7 +18,7 @@ from .._store_child import DAYS as CHILD_DAYS
 from ..test_store_hostile import FOREIGN, NO_RECORDS, RECORDS, SHIFTED, edit, edit_record
 from ..test_store_plain import LAKE, NODATA, block_file, tree
 from ..test_store_processes import allow, content, forbid
-from .bench import DAY, DAYS, KEY, Bench, forget
+from .bench import DAY, DAYS, FARM, KEY, Bench, forget
 from .board import row
 
 FILLING = (
@@ -106,7 +106,18 @@ def crowded(bench: Bench) -> dict[str, Any]:
         family.run("open load look receipts plain", store, server, days)
         once(server, days)
         neat(store)
-    return {"processes": 2}
+
+    # Workers of a cluster that see the same store.
+    client = bench.cluster()
+    server = bench.serve(max_connections=8, latency=0.1)
+    clearsky_xr.cluster.setup(client, api_key=KEY)
+    ds = clearsky_xr.open_timeseries(
+        FARM, DAYS[:6], base_url=server.url, api_key=KEY, store=bench.folder / "shared.zarr",
+        chunks={"time": 6, "x": 20},  # four tasks, all of which want the same blocks
+    )  # fmt: skip
+    assert ds.reflectance.notnull().all().compute()
+    assert sorted(str(entry.date) for entry in server.downloads()) == DAYS[:6]
+    return {"processes": 2, "workers": 2}
 
 
 @row(
@@ -244,7 +255,8 @@ def not_ours(bench: Bench) -> dict[str, Any]:
         count += 1
 
     for name, make in FOREIGN.items():
-        path = bench.folder / f"foreign {name}"
+        path = bench.folder / f"foreign {name}" / "fields.zarr"
+        path.parent.mkdir()
         make(path)
         refused(path, errors.StoreError)
         if path.is_fifo():
