@@ -208,16 +208,16 @@ slow.load()
 """
 
 
-def notebook(bench: Bench, server: Server, gate: threading.Event) -> int:
+async def notebook(bench: Bench, server: Server, gate: threading.Event) -> int:
     """Run cells in a real kernel; gives how many."""
     from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import KernelManager
+    from jupyter_client.manager import AsyncKernelManager
 
-    kernel = KernelManager()
+    kernel = AsyncKernelManager()
     # The interpreter that runs this, not whichever one a kernel was installed for.
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     kernel._kernel_spec = KernelSpec(argv=argv, display_name="Python", language="python")
-    kernel.start_kernel(
+    await kernel.start_kernel(
         env={**os.environ, "CLEARSKY_BASE_URL": server.url, "CLEARSKY_API_KEY": KEY},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
@@ -225,36 +225,35 @@ def notebook(bench: Bench, server: Server, gate: threading.Event) -> int:
     client.start_channels()
     said: list[str] = []
 
-    def cell(code: str) -> dict[str, Any]:
-        reply = client.execute_interactive(
+    async def cell(code: str) -> dict[str, Any]:
+        reply = await client.execute_interactive(
             code, timeout=PATIENCE, output_hook=lambda message: said.append(str(message["content"]))
         )
         content: dict[str, Any] = reply["content"]
         said.append(str(content))
         return content
 
+    async def stop() -> None:
+        await asyncio.to_thread(bench.until, lambda: server.in_flight == 4)
+        await kernel.interrupt_kernel()
+
     try:
-        client.wait_for_ready(timeout=PATIENCE)
+        await client.wait_for_ready(timeout=PATIENCE)
         *cells, slow = CELLS.format(days=DAYS[:7]).split("---")
         for code in cells:
-            assert cell(code)["status"] == "ok", said[-1]
+            assert (await cell(code))["status"] == "ok", said[-1]
         text = "".join(said)
         assert all(word in text for word in ("sync", "async", "gathered", "text/html"))
-
-        def stop() -> None:
-            bench.until(lambda: server.in_flight == 4)
-            kernel.interrupt_kernel()
-
         gate.clear()
-        (finger,) = bench.threads(stop)
-        assert cell(slow)["ename"] == "KeyboardInterrupt"
-        finger.join(PATIENCE)
+        reply, _ = await asyncio.gather(cell(slow), stop())
+        assert reply["ename"] == "KeyboardInterrupt"
         gate.set()
-        assert cell("slow.load(); print(clearsky_xr.spent().requests)")["status"] == "ok"
+        reply = await cell("slow.load(); print(clearsky_xr.spent().requests)")
+        assert reply["status"] == "ok", reply
         watch.look("notebook output", *said)
     finally:
         client.stop_channels()
-        kernel.shutdown_kernel(now=True)
+        await kernel.shutdown_kernel(now=True)
         kernel.context.destroy(linger=0)
     # Three parts of the third day, and nothing twice.
     days = sorted(str(entry.date) for entry in server.downloads())
@@ -342,5 +341,5 @@ def elsewhere(bench: Bench) -> dict[str, Any]:
     gate = threading.Event()
     gate.set()
     kernel = bench.serve(replace(gated(gate), times=None))
-    cells = notebook(bench, kernel, gate)
+    cells = asyncio.run(notebook(bench, kernel, gate))
     return {"ways": ways + 1, "threads": 8, "cells of a kernel": cells}
