@@ -246,7 +246,7 @@ class ClusterGate(SchedulerPlugin):
             if by == holder:
                 del self._claims[key]
         for ticket, entry in list(self._tickets.items()):
-            if entry.holder != holder or entry.burial is not None:
+            if entry.holder != holder:
                 continue
             if not entry.entering.done():
                 entry.entering.cancel()

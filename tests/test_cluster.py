@@ -1,5 +1,6 @@
 """Dask clusters of real processes: one limit, one budget, one key for all of them."""
 
+import ctypes
 import os
 import pickle
 import signal
@@ -189,6 +190,29 @@ def test_a_killed_worker_costs_what_it_had_in_flight_and_no_more(serve, tmp_path
     )
     assert 0 < total.possibly <= 4 * each
     assert total.settled + total.possibly >= sum(entry.credits for entry in paid(server)) - 0.001
+
+
+def hold_the_gil(seconds):
+    """Let no other thread of the process run, the one that talks to the scheduler included."""
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
+
+def test_a_worker_that_holds_the_gil_keeps_its_slots_and_hands_them_back(cluster, serve):
+    server = serve(max_connections=4, latency=0.2)
+    clearsky_xr.cluster.setup(cluster, api_key=server.api_key)
+    winter = ("2025-01-01", "2025-04-01")  # 19 images
+    result = cluster.compute(cube(server, winter).reflectance)
+    until(lambda: server.in_flight == 4, "downloads")
+    stuck = [
+        cluster.submit(hold_the_gil, 2, workers=[name], pure=False)
+        for name in list(cluster.scheduler_info()["workers"])[:2]
+    ]
+    np.testing.assert_array_equal(
+        result.result(timeout=PATIENCE), reference(serve, winter).reflectance
+    )
+    distributed.wait(stuck, timeout=PATIENCE)
+    assert server.peak_in_flight == 4
+    assert len(paid(server)) == 19
 
 
 # --- money
