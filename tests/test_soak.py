@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("distributed")
 
-from . import soak  # noqa: E402  it needs a cluster
+from . import soak
 
 
 @pytest.mark.soak

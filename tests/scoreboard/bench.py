@@ -58,7 +58,8 @@ def start_cluster(**options: Any) -> Any:
     cluster = distributed.LocalCluster(
         n_workers=2, threads_per_worker=2, processes=True, dashboard_address=":0", **options
     )
-    return distributed.Client(cluster)
+    # Not the default: other rows compute in this process.
+    return distributed.Client(cluster, set_as_default=False)
 
 
 def stop_cluster(client: Any) -> None:

@@ -77,7 +77,7 @@ def budgets(bench: Bench) -> dict[str, Any]:
         clearsky_xr.budget(0.5) as budget,
         bench.raises(errors.BudgetError, "budget of 0.50 credits", spent="no"),
     ):
-        ds.reflectance.mean().compute()
+        ds.reflectance.mean().compute(scheduler=client)
     bench.until(lambda: server.in_flight == 0 and budget.report().reserved == 0)
     assert 0 < credits_of(server.downloads()) <= 0.5
     assert {entry.status for entry in server.downloads()} == {200}

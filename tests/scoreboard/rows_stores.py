@@ -115,7 +115,7 @@ def crowded(bench: Bench) -> dict[str, Any]:
         FARM, DAYS[:6], base_url=server.url, api_key=KEY, store=bench.folder / "shared.zarr",
         chunks={"time": 6, "x": 20},  # four tasks, all of which want the same blocks
     )  # fmt: skip
-    assert ds.reflectance.notnull().all().compute()
+    assert ds.reflectance.notnull().all().compute(scheduler=client)
     assert sorted(str(entry.date) for entry in server.downloads()) == DAYS[:6]
     return {"processes": 2, "workers": 2}
 
