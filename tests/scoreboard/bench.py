@@ -122,6 +122,8 @@ class Bench:
     patch : pytest.MonkeyPatch
     sent : list of (float, datetime.date)
         When each download of this process was sent, by the clock of pauses.
+    request : Request
+        The last one of them.
     received : int
         Bytes of bodies that this process has read.
     fake_seconds : float
@@ -133,6 +135,7 @@ class Bench:
         self.folder = folder
         self.patch = pytest.MonkeyPatch()
         self.sent: list[tuple[float, Any]] = []
+        self.request: Any = None
         self.received = 0
         self.fake_seconds = 0.0
         self.pauses: list[float] = []
@@ -217,6 +220,7 @@ class Bench:
 
         async def sending(self: Client, request: Any, cap: int) -> bytes:
             bench.sent.append((_clock.monotonic(), request.date))
+            bench.request = request
             return await composite(self, request, cap)
 
         async def receiving(self: aiohttp.StreamReader) -> bytes:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import rasterio
 from rasterio.io import MemoryFile
 
-from clearsky_xr import _account, errors
+from clearsky_xr import _account, _geotiff, errors
 from clearsky_xr.sandbox import Fault
 from clearsky_xr.sandbox.faults import Image
 
@@ -97,12 +98,10 @@ def encoded(driver: str, **options: Any) -> bytes:
     "refused: only GTiff is opened",
 )
 def other_formats(bench: Bench) -> dict[str, Any]:
-    other = bench.serve(scenes=None)
-    vrt = (
-        f"<VRTDataset rasterXSize='79' rasterYSize='112'><VRTRasterBand dataType='Int16' band='1'>"
-        f"<SimpleSource><SourceFilename>/vsicurl/{other.url}/file.tif</SourceFilename>"
-        f"<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
-    ).encode()
+    other = bench.serve()
+    bench.open(other).load()
+    request, ledger = bench.request, len(other.ledger())
+    vrt = as_vrt(request, f"/vsicurl/{other.url}/file.tif")
     bodies = {
         "VRT": vrt,
         "VRT behind the head of a TIFF": b"II*\0" + vrt,
@@ -128,8 +127,30 @@ def other_formats(bench: Bench) -> dict[str, Any]:
         assert len(server.downloads()) == 1
         refused += 1
         server.close()
-    assert other.ledger() == []  # nothing that a body spoke of was fetched
+    # And those that did not come by the wire, but lay in a folder where somebody has put them.
+    for body in bodies.values():
+        with pytest.raises(errors.UnexpectedImageError, match="cannot be decoded"):
+            _geotiff.read(body, request)
+    assert len(other.ledger()) == ledger  # nothing that a body spoke of was fetched
     return {"formats refused": refused}
+
+
+def as_vrt(request: Any, source: str) -> bytes:
+    """Describe just the image that was asked for, with its pixels elsewhere."""
+    window, size = request.pixels.window, request.resolution
+    height, width = window.shape
+    bands = "".join(
+        f"<VRTRasterBand dataType='Int16' band='{k}'><NoDataValue>-32768</NoDataValue>"
+        f"<SimpleSource><SourceFilename>{source}</SourceFilename><SourceBand>{k}</SourceBand>"
+        f"<SourceProperties RasterXSize='{width}' RasterYSize='{height}' DataType='Int16'/>"
+        f"</SimpleSource></VRTRasterBand>"
+        for k in range(1, len(request.layers) + 1)
+    )
+    return (
+        f"<VRTDataset rasterXSize='{width}' rasterYSize='{height}'><SRS>EPSG:{request.epsg}</SRS>"
+        f"<GeoTransform>{window.col0 * size},{size},0,{-window.row0 * size},0,{-size}"
+        f"</GeoTransform>{bands}</VRTDataset>"
+    ).encode()
 
 
 def east(image: Image) -> Image:
