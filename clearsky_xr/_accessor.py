@@ -226,19 +226,21 @@ class ClearSkyAccessor(ArrayAccessor):
             return ledger.spent() - before
 
         with tqdm(total=len(need.blocks), unit=" blocks", disable=not progress) as bar:
+            left = need.credits
 
-            def done(blocks: int) -> None:
+            def done(blocks: int, price: float) -> None:
+                nonlocal left
+                left -= price
                 money = since()
                 bar.set_postfix_str(
                     f"{money.bytes / 1e6:.1f} MB, {money.settled:.2f} credits spent, "
-                    f"{max(0.0, need.credits - money.settled):.2f} left",
+                    f"{abs(left):.2f} left",  # of -0 as well
                     refresh=False,
                 )
-                # Blocks on the edge of two tiles are met twice.
-                bar.update(min(blocks, len(need.blocks) - bar.n))
+                bar.update(blocks)
 
-            done(0)
-            notices = _loop.run(prefetch(cube, settings, selection, done))
+            done(0, 0.0)
+            notices = _loop.run(prefetch(cube, settings, selection, need, done))
         for notice in dict.fromkeys(notices):
             warn(notice)
         return since()

@@ -145,6 +145,12 @@ def _from_file(path: Path) -> Iterator[BaseGeometry]:
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
+        if isinstance(error, IsADirectoryError) and (path / "zarr.json").exists():
+            raise InvalidAreaError(
+                f"{str(path)!r} is a Zarr cube and not an area",
+                hint="clearsky_xr.open_store opens what was bought into a store; to buy into it "
+                "give the area, and the cube as store=.",
+            ) from None
         raise InvalidAreaError(
             f"cannot read the area file {_named(path)}: {error.strerror}", hint=_FORMS
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -183,7 +184,7 @@ class Buyer:
             path = None
             try:
                 await slot.book(booking)
-                path = await self._shared.in_thread(partial(self._begin, request))
+                path = await self._begun(request)
             except BaseException:
                 ledger.release(booking, possibly=False)
                 raise
@@ -207,6 +208,18 @@ class Buyer:
             ledger.settle(booking, len(content))
             slot.answered()
             return content, path
+
+    async def _begun(self, request: Request) -> Path | None:
+        """Let the spool take note of what is about to be sent."""
+        begin = asyncio.ensure_future(self._shared.in_thread(partial(self._begin, request)))
+        try:
+            return await asyncio.shield(begin)
+        except asyncio.CancelledError:
+            # The thread goes on, whoever gives up; what it leaves would pass for sent.
+            await asyncio.wait([begin])
+            if not begin.cancelled() and (path := begin.result()) is not None:
+                self.spool.drop(path)
+            raise
 
     def _begin(self, request: Request) -> Path | None:
         try:
