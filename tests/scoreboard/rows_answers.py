@@ -156,7 +156,7 @@ def endless(bench: Bench) -> dict[str, Any]:
             assert len(server.downloads()) == 2
     finally:
         tracemalloc.stop()
-    # The oversized one was in this process, too; of the endless one the sandbox holds nothing.
+    # The oversized one was in this process, too; of an endless one the sandbox holds nothing.
     assert peak < 4 * cap, f"{peak:,} bytes for a cap of {cap:,}"
     return {
         "cap of bytes": cap,
