@@ -179,7 +179,7 @@ class Buyer:
         owner, ledger, request = self._account, self._shared.ledger, flight.request
         async with owner.gate.slot(self._settings.concurrency) as slot:
             if burst.final is not None:
-                raise Failed(Outcome.REJECTED, burst.final)
+                raise Failed(Outcome.REJECTED, await burst.explain(burst.final, request))
             booking = ledger.reserve(request, self._settings.purse, self._bound)
             path = None
             try:

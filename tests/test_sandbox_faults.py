@@ -161,8 +161,8 @@ def test_requests_on_one_connection_are_told_from_others():
             headers = {"x-api-key": server.api_key}
             async with aiohttp.ClientSession(server.url, headers=headers) as session:
                 for _ in range(2):
-                    async with session.get("/api/account/info"):
-                        pass
+                    async with session.get("/api/account/info") as answer:
+                        await answer.read()  # or the connection is of no use any more
 
         asyncio.run(run())
         first, second, third, fourth = (entry.peer for entry in server.ledger())

@@ -434,6 +434,16 @@ def in_turn(
 def together(*faults: Fault) -> Fault:
     """Let several faults strike the same requests: when the first one does.
 
+    Parameters
+    ----------
+    *faults : Fault
+        Of all but the first one, only the effect counts.
+
+    Returns
+    -------
+    Fault
+        For ``serve(faults=...)``.
+
     Raises
     ------
     ValueError
