@@ -27,8 +27,8 @@ FLOORS = [
     ["_account", "_purchase", "_service", "_stock", "_stored", "_fetch", "_prefetch",
      "_array", "_hidden", "_graph", "_quote", "_planned", "_dataset",
      "_prepare", "_open", "_interrupt"],
-    ["_api", "_catalogue", "_variable", "_picture", "_card", "_shown", "_receipts",
-     "_stac", "_packing", "_export", "_accessor", "_backend", "_progress", "_sample", "_demo",
+    ["_api", "_catalogue", "_variable", "_picture", "_card", "_progress", "_shown", "_receipts",
+     "_stac", "_packing", "_export", "_accessor", "_backend", "_sample", "_demo",
      "_show_versions", "cluster", "cli", "__init__"],
 ]  # fmt: skip
 DOORS = 2
