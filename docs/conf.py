@@ -67,7 +67,7 @@ autosummary_generate = True
 # Names that differ in case only would be one file on some disks.
 autosummary_filename_map = {
     f"clearsky_xr.{name}": f"clearsky_xr.{name}-function"
-    for name in ("availability", "budget", "plan", "cluster.status")
+    for name in ("availability", "budget", "plan", "cluster.status", "sandbox.faults.together")
 }
 autodoc_typehints = "none"
 numpydoc_show_class_members = False
@@ -94,7 +94,7 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 # Pages that have their place; every other one of this folder belongs under the hood.
-_PLACED = {"index", "start", "examples", "coming-from", "hood", "plan", "store"}
+_PLACED = {"index", "start", "examples", "coming-from", "hood", "plan", "store", "errors"}
 
 
 def _hood(app: Any, docname: str, source: list[str]) -> None:  # noqa: ARG001  # as Sphinx calls it
