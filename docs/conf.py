@@ -106,3 +106,5 @@ def _hood(app: Any, docname: str, source: list[str]) -> None:  # noqa: ARG001  #
 def setup(app: Any) -> None:
     """Connect what this file does with what Sphinx does."""
     app.connect("source-read", _hood)
+    # The list may have grown though the page that holds it has not changed.
+    app.connect("env-get-outdated", lambda *_: ["hood"])
