@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ._planned import Estimate, Plan
     from ._progress import progress
     from ._sample import sample
-    from ._versions import show_versions
+    from ._show_versions import show_versions
 
 __all__ = [
     "AccountStatus",
@@ -80,7 +80,7 @@ _HOMES = {
     "progress": "._progress",
     "resolve": "._api",
     "sample": "._sample",
-    "show_versions": "._versions",
+    "show_versions": "._show_versions",
     "spent": "._api",
 }
 

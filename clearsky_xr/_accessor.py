@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 import xarray as xr
-from tqdm.auto import tqdm
 
 from . import _loop
 from ._account import process
@@ -21,6 +20,7 @@ from ._notices import warn
 from ._picture import BRIGHT, TRUE_COLOUR, index, plot_rgb, rgb
 from ._planned import Estimate, Plan, estimate_of, plan_of
 from ._prefetch import missing, prefetch
+from ._progress import tqdm
 from ._receipts import fetched, receipts, stock_behind, with_receipts
 from ._settings import Settings
 from ._shown import cube_of, selection_of

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import hashlib
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,13 +19,12 @@ import aiohttp
 from ._answers import Answer, excerpt, lost, number, refuse, unexpected, unreachable
 from ._answers import failure as failure_of
 from ._availability import Availability, read_availability
+from ._body import TIFF, Body
 from ._request import Question, Request
 from ._retry import Failed
 
 #: Largest JSON answer that is read, bytes: a date search may hold many outlines.
 _JSON_CAP: Final = 64 * 2**20
-
-_TIFF: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # Shorter ones, as tests have them, may be part of any word of an answer.
 _SHORTEST_SECRET: Final = 8
@@ -126,6 +126,7 @@ class Client:
             cookie_jar=aiohttp.DummyCookieJar(),
             # What is asked for is compressed inside; a compressed body could only hide its size.
             headers={"Accept-Encoding": "identity"},
+            auto_decompress=False,
         )
 
     async def close(self) -> None:
@@ -207,7 +208,7 @@ class Client:
         if answer.is_json:
             refuse(answer)
             raise unexpected(f"the download answered JSON: {excerpt(answer.content)}")
-        if not answer.content.startswith(_TIFF):
+        if not answer.content.startswith(TIFF):
             raise unexpected(f"the download is no TIFF: {excerpt(answer.content)}")
         return answer.content
 
@@ -234,7 +235,7 @@ class Client:
             failure = unreachable(
                 self._url, error, untrusted=isinstance(error, aiohttp.ClientSSLError)
             )
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, zlib.error) as error:
             failure = lost(path, error, paid=paid)
         else:
             if answer.status // 100 == 2:
@@ -256,19 +257,20 @@ class Client:
                 method, self._url + path, json=body, headers=headers, allow_redirects=False
             )
         async with response:
-            content = bytearray()
-            while True:
-                async with asyncio.timeout(self.timeouts.stall):
-                    part = await response.content.readany()
-                if not part:
-                    break
-                content += part
-                if len(content) > cap:
-                    response.close()
-                    raise unexpected(
-                        f"{path} answered more than the {cap:,} bytes that its answer can need"
-                    )
-            return Answer(response.status, response.headers.copy(), self._redacted(content))
+            try:
+                got = Body(path, response.headers, cap)
+                while True:
+                    async with asyncio.timeout(self.timeouts.stall):
+                        part = await response.content.readany()
+                    if not part:
+                        break
+                    got.add(part)
+            except Failed:
+                response.close()
+                raise
+            if not got.whole:
+                raise aiohttp.ClientPayloadError("the body is not whole")
+            return Answer(response.status, response.headers.copy(), self._redacted(got.content))
 
     def _redacted(self, content: bytearray) -> bytes:
         """Blank the key in an answer that might be quoted in an error.
@@ -276,7 +278,7 @@ class Client:
         The old account call gives it back, and error pages may show a request's headers.
         """
         key = self._key.encode()
-        if len(key) < _SHORTEST_SECRET or content.startswith(_TIFF):
+        if len(key) < _SHORTEST_SECRET or content.startswith(TIFF):
             return bytes(content)
         return bytes(content.replace(key, b"(key)"))
 

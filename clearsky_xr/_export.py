@@ -17,7 +17,6 @@ import filelock
 import numpy as np
 import shapely
 import xarray as xr
-from tqdm.auto import tqdm
 
 from . import _loop
 from ._cog import Frame, partial_of, read_head, write
@@ -27,6 +26,7 @@ from ._packing import counts_of, rectangle, variable_of
 from ._pixels import Window
 from ._planned import plan_of
 from ._prepare import origin_of
+from ._progress import tqdm
 from ._receipts import paid
 from ._record import Origin
 from ._settings import Settings

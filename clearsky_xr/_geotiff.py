@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 
+from ._answers import clean
 from ._bands import parse_bandnames
 from ._layers import NODATA
 from ._pixels import Window
@@ -97,7 +98,7 @@ def read(content: bytes, request: Request) -> Image:
     # The warning is an error where the user has made warnings errors.
     except (RasterioError, ValueError, OSError, NotGeoreferencedWarning) as error:
         raise UnexpectedImageError(
-            f"the image cannot be decoded: {type(error).__name__}: {str(error)[:200]}"
+            f"the image cannot be decoded: {type(error).__name__}: {clean(error)}"
         ) from None
 
 
@@ -185,7 +186,8 @@ def _differs(
     what: str, expected: Any, got: Any, error: type[UnexpectedImageError] = UnexpectedImageError
 ) -> UnexpectedImageError:
     return error(
-        f"{what} of the image is {got}, expected {expected}",
+        # What the file says may be of any length, and hold anything.
+        f"{what} of the image is {clean(got)}, expected {expected}",
         hint="The service's answer is not what was asked for. The paid bytes are kept aside; show "
         "them to the vendor.",
     )

@@ -39,6 +39,7 @@ def origin_of(info: AccountInfo) -> Origin:
     return "synthetic" if info.sandbox == "synthetic" else "scenes"
 
 
+@_loop.Alone()
 def prepare(cube: Cube, settings: Settings, info: AccountInfo) -> list[str]:
     """Make sure that a cube's pixels can be kept in its store; buys nothing.
 

@@ -21,6 +21,7 @@ from ._request import Receipt, Request
 from ._retry import Failed, Outcome, Retry
 from ._settings import Settings
 from ._spool import Recent, Spool
+from ._versions import Versions
 from .errors import SpoolError, UnexpectedImageError
 
 
@@ -100,6 +101,8 @@ class Buyer:
         What the user should hear about; it is added to.
     bound : Bound
         The budgets that hold for it.
+    versions : Versions
+        Of the cube's images.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class Buyer:
         spool: Spool,
         notices: list[str],
         bound: Bound,
+        versions: Versions,
     ) -> None:
         self._shared = shared
         self._account = owner
@@ -118,6 +122,7 @@ class Buyer:
         self.spool = spool
         self.notices = notices
         self._bound = bound
+        self.versions = versions
 
     async def buy(self, flight: Flight, burst: Burst) -> Held:
         """Send a request until it is answered or not to be repeated; land the answer.
@@ -133,13 +138,23 @@ class Buyer:
         ClearSkyError
             The request failed.
         """
+        with burst:
+            content, path = await self._get(flight, burst)
+        flight.sent = True
+        held, flight.values = await self._shared.in_thread(
+            partial(self._land, content, flight.request, path)
+        )
+        self.versions.add(held.receipt)
+        return held
+
+    async def _get(self, flight: Flight, burst: Burst) -> tuple[bytes, Path | None]:
+        """Send until it is answered; gives the bytes, and where the spool will have them."""
         owner, ledger, request = self._account, self._shared.ledger, flight.request
         retry = Retry(owner.policy)
         began: float | None = None
         while True:
             try:
-                content, path = await self._send(flight, burst)
-                break
+                return await self._send(flight, burst)
             except Failed as failed:
                 failure = failed
             flight.sent = False
@@ -158,16 +173,13 @@ class Buyer:
                     f"asked for again: {request.credits:.2f} credits may be charged twice"
                 )
             await _clock.sleep(pause)
-        flight.sent = True
-        held, flight.values = await self._shared.in_thread(
-            partial(self._land, content, request, path)
-        )
-        return held
 
     async def _send(self, flight: Flight, burst: Burst) -> tuple[bytes, Path | None]:
         """One attempt, inside a slot of the gate and booked in the ledger."""
         owner, ledger, request = self._account, self._shared.ledger, flight.request
         async with owner.gate.slot(self._settings.concurrency) as slot:
+            if burst.final is not None:
+                raise Failed(Outcome.REJECTED, await burst.explain(burst.final, request))
             booking = ledger.reserve(request, self._settings.purse, self._bound)
             path = None
             try:
@@ -186,6 +198,9 @@ class Buyer:
                     self.spool.drop(path)
                 if isinstance(error, Failed) and error.outcome is Outcome.REFUSED:
                     slot.refused(owner.bearable(error.retry_after))
+                    owner.doubt_limit()
+                if isinstance(error, Failed):
+                    burst.failed(error.error)
                 if isinstance(error, Failed) and not flight.abandoned:
                     # In this slot, or another download would be sent in it meanwhile.
                     error.error = await burst.explain(error.error, request)

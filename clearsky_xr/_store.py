@@ -91,7 +91,10 @@ class Store:
             raise _foreign(self.location, said(error)) from None
         if RECORD not in root.attrs:
             raise _foreign(self.location, "it is a Zarr group without the record of a store")
-        self.record = loads(root.attrs[RECORD])
+        try:
+            self.record = loads(root.attrs[RECORD])
+        except StoreError as error:
+            raise error.at(store=self.location.name) from None
         self.blocks = Blocks(self.record.cube.grid.window)
         try:
             arrays = check_arrays(root, self.record.cube, self.blocks)

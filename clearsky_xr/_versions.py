@@ -1,64 +1,37 @@
-"""Versions of everything that matters, for a report of a mistake."""
+"""Whether the images of a cube were made alike: they are made anew, and models grow."""
 
 from __future__ import annotations
 
-import platform
-import re
-import sys
-from importlib.metadata import PackageNotFoundError, requires, version
-from typing import Final, TextIO
-
-# What only those need who change the package.
-_OURS: Final = re.compile(r"extra\s*==\s*['\"](test|dev|docs)['\"]")
+from ._answers import clean
+from ._request import Receipt
 
 
-def show_versions(file: TextIO | None = None) -> None:
-    """Print the versions of Python, GDAL, PROJ, and what this package stands on.
+class Versions:
+    """Versions of the images of one cube, as this process has bought them."""
 
-    It shows neither keys nor addresses nor paths, so it can be pasted into a report.
+    def __init__(self) -> None:
+        self._seen: dict[str, set[str]] = {"MODEL_VERSION": set(), "IMAGE_VERSION": set()}
+        self._said = False
 
-    Parameters
-    ----------
-    file : text file, optional
-        Where it goes; standard output if not given.
+    def add(self, receipt: Receipt) -> None:
+        """Take note of an answer; where it comes of several tiles, it lists one for each."""
+        for name, text in zip(
+            self._seen, (receipt.model_version, receipt.image_version), strict=True
+        ):
+            self._seen[name].update(part.strip() for part in text.split(",") if part.strip())
 
-    Examples
-    --------
-    >>> import clearsky_xr
-    >>> clearsky_xr.show_versions()  # doctest: +ELLIPSIS
-    clearsky-xr: ...
-    """
-    out = sys.stdout if file is None else file
-    for name, found in versions().items():
-        print(f"{name}: {found}", file=out)
-
-
-def versions() -> dict[str, str]:
-    """Give versions by name; "not installed" where an optional package is missing."""
-    found = {
-        "clearsky-xr": version("clearsky-xr"),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-    try:
-        import pyproj
-        import rasterio
-        import shapely
-    except Exception as error:  # noqa: BLE001  a broken installation is what this may be for
-        found["GDAL, PROJ, GEOS"] = f"cannot be loaded ({type(error).__name__})"
-    else:
-        found |= {
-            "GDAL (rasterio)": rasterio.__gdal_version__,
-            "PROJ (rasterio)": getattr(rasterio, "__proj_version__", "unknown"),
-            "PROJ (pyproj)": pyproj.proj_version_str,
-            "GEOS (shapely)": shapely.geos_version_string,
-        }
-    for requirement in sorted(requires("clearsky-xr") or []):
-        name = re.split(r"[^A-Za-z0-9_.-]", requirement, maxsplit=1)[0]
-        if _OURS.search(requirement) or name in found or name == "clearsky-xr":
-            continue
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    def news(self) -> list[str]:
+        """Give what the user should hear about, once."""
+        differing = [
+            f"{name} {clean(', '.join(sorted(seen)))}"
+            for name, seen in self._seen.items()
+            if len(seen) > 1
+        ]
+        if self._said or not differing:
+            return []
+        self._said = True
+        notice = (
+            f"the images of this cube differ in how they were made: {'; '.join(differing)}. With a "
+            "store, .clearsky.with_receipts() tells which date has which"
+        )
+        return [notice]

@@ -19,16 +19,17 @@ ROOT = Path(clearsky_xr.__file__).parent
 FLOORS = [
     ["errors", "_pixels", "_blocks", "_bands", "_area", "_dates", "_grid", "_mask", "_geometry",
      "_request", "_cube"],
-    ["_clock", "_location", "_budget", "_settings", "_retry", "_answers", "_gate", "_selection",
+    ["_clock", "_location", "_budget", "_settings", "_retry", "_answers", "_body", "_versions",
+     "_gate", "_selection",
      "_plan", "_layers", "_record", "_layout", "_notices", "_availability", "_explain"],
     ["_client", "_geotiff", "_cog", "_holdings", "_spool", "_sidecar", "_store", "_loop",
      "_link", "_scheduler", "_semaphore"],
     ["_account", "_purchase", "_service", "_stock", "_stored", "_fetch", "_prefetch",
      "_array", "_hidden", "_graph", "_quote", "_planned", "_dataset",
      "_prepare", "_open", "_interrupt"],
-    ["_api", "_catalogue", "_variable", "_picture", "_card", "_shown", "_receipts",
-     "_stac", "_packing", "_export", "_accessor", "_backend", "_progress", "_sample", "_demo",
-     "_versions", "cluster", "cli", "__init__"],
+    ["_api", "_catalogue", "_variable", "_picture", "_card", "_progress", "_shown", "_receipts",
+     "_stac", "_packing", "_export", "_accessor", "_backend", "_sample", "_demo",
+     "_show_versions", "cluster", "cli", "__init__"],
 ]  # fmt: skip
 DOORS = 2
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}

@@ -218,7 +218,7 @@ def test_everything_public_is_documented(name: str) -> None:
         "clearsky_xr._api",
         "clearsky_xr._catalogue",
         "clearsky_xr._sample",
-        "clearsky_xr._versions",
+        "clearsky_xr._show_versions",
         "clearsky_xr.sandbox._serve",
     ],
 )
