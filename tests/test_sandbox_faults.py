@@ -16,7 +16,9 @@ import pytest
 from click.testing import CliRunner
 from rasterio.io import MemoryFile
 
-from clearsky_xr.sandbox import Fault, _command, serve
+from clearsky_xr import sandbox
+from clearsky_xr.cli import main
+from clearsky_xr.sandbox import Fault, serve
 from clearsky_xr.sandbox.faults import Answer, Delivery, Together, in_turn, together
 
 from .test_sandbox import COMPOSITE, Client, body
@@ -318,9 +320,9 @@ def test_the_command_serves_until_interrupted(monkeypatch):
         seen["url"] = server.url
         return server
 
-    monkeypatch.setattr(_command, "serve", serving)
+    monkeypatch.setattr(sandbox, "serve", serving)
     monkeypatch.setattr(threading.Event, "wait", wait)
-    result = CliRunner().invoke(_command.sandbox, ["--api-key", "abc", "--billing", "bbox"])
+    result = CliRunner().invoke(main, ["sandbox", "--api-key", "abc", "--billing", "bbox"])
     monkeypatch.undo()
     assert result.exit_code == 0, result.output
     assert seen["url"] in result.output
@@ -329,6 +331,6 @@ def test_the_command_serves_until_interrupted(monkeypatch):
 
 
 def test_the_command_says_what_is_wrong():
-    result = CliRunner().invoke(_command.sandbox, ["--latency", "-1"])
+    result = CliRunner().invoke(main, ["sandbox", "--latency", "-1"])
     assert result.exit_code == 1
     assert "latency must not be negative" in result.output
