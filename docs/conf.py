@@ -64,7 +64,7 @@ autosummary_generate = True
 # Names that differ in case only would be one file on some disks.
 autosummary_filename_map = {
     f"clearsky_xr.{name}": f"clearsky_xr.{name}-function"
-    for name in ("availability", "budget", "plan", "cluster.status")
+    for name in ("availability", "budget", "plan", "cluster.status", "sandbox.faults.together")
 }
 autodoc_typehints = "none"
 numpydoc_show_class_members = False
