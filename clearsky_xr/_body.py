@@ -95,7 +95,7 @@ def holds_all(content: bytes | bytearray) -> bool:
     """
     try:
         return all(end <= len(content) for end in _ends(content))
-    except (struct.error, IndexError):
+    except (struct.error, OverflowError):
         return False  # a table is cut off itself
 
 
