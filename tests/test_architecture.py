@@ -19,9 +19,8 @@ ROOT = Path(clearsky_xr.__file__).parent
 FLOORS = [
     ["errors", "_pixels", "_blocks", "_bands", "_area", "_dates", "_grid", "_mask", "_geometry",
      "_request", "_cube"],
-    ["_clock", "_location", "_budget", "_settings", "_retry", "_answers", "_body", "_versions",
-     "_gate", "_selection",
-     "_plan", "_layers", "_record", "_layout", "_notices", "_availability", "_explain"],
+    ["_clock", "_location", "_budget", "_ledger", "_settings", "_retry", "_answers", "_body",
+     "_versions", "_gate", "_selection", "_plan", "_layers", "_record", "_layout", "_notices", "_availability", "_explain"],
     ["_client", "_geotiff", "_cog", "_holdings", "_spool", "_sidecar", "_store", "_loop",
      "_link", "_scheduler", "_semaphore"],
     ["_account", "_purchase", "_service", "_stock", "_stored", "_fetch", "_prefetch",
