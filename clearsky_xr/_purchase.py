@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,13 +76,30 @@ class Answer:
                     date=str(held.request.date),
                     path=str(held.path),
                 ) from None
-            values = _geotiff.read(content, held.request).values
+            _, values = _geotiff.read(content, held.request)
             self.recent.remember(held, values)
         return derive(values, held.request.layers, names)
 
     def unpack(self) -> None:
         """Hold the decoded pixels, so that the bytes may go; to be called in a thread."""
         self.fresh = self.values(self.held.request.layers)
+
+
+class Packed(Protocol):
+    """An answer whose header is right, and whose pixels are still packed."""
+
+    def read_into(self, out: NDArray[np.int16], start: int = 0) -> None:
+        """Decode rows from `start` on into an array (layers, rows, x)."""
+
+
+class Seat(Protocol):
+    """Where the only one who waits for an answer wants its pixels."""
+
+    def fits(self, pixels: PixelSet) -> bool:
+        """Say whether an answer with these pixels can be put in as it is."""
+
+    def take(self, image: Packed) -> None:
+        """Decode an answer into its place."""
 
 
 class Buyer:
@@ -112,7 +130,7 @@ class Buyer:
         self.spool = spool
         self.notices = notices
 
-    async def buy(self, flight: Flight, burst: Burst) -> Held:
+    async def buy(self, flight: Flight, burst: Burst, seat: Seat | None = None) -> Held:
         """Send a request until it is answered or not to be repeated; land the answer.
 
         Parameters
@@ -120,6 +138,8 @@ class Buyer:
         flight : Flight
         burst : Burst
             Those that are under way together.
+        seat : Seat, optional
+            Where the pixels are put if nobody else has come to wait for them.
 
         Raises
         ------
@@ -154,10 +174,7 @@ class Buyer:
                 )
             await _clock.sleep(pause)
         flight.sent = True
-        held, flight.values = await self._shared.in_thread(
-            partial(self._land, content, request, path)
-        )
-        return held
+        return await self._shared.in_thread(partial(self._land, content, flight, path, seat))
 
     async def _send(self, flight: Flight, burst: Burst) -> tuple[bytes, Path | None]:
         """One attempt, inside a slot of the gate and booked in the ledger."""
@@ -166,7 +183,7 @@ class Buyer:
             booking = ledger.reserve(request, self._settings.purse)
             path = None
             try:
-                path = await self._shared.in_thread(partial(self._begin, request))
+                path = await self._begin(request)
             except BaseException:
                 ledger.release(booking, possibly=False)
                 raise
@@ -186,34 +203,37 @@ class Buyer:
             owner.gate.answered()
             return content, path
 
-    def _begin(self, request: Request) -> Path | None:
+    async def _begin(self, request: Request) -> Path | None:
         try:
+            if self.spool.writes_ahead:
+                return await self._shared.in_thread(partial(self.spool.begin, request))
             return self.spool.begin(request)
         except OSError as error:
             self._disk_refuses(error)
             return None
 
-    def _land(
-        self, content: bytes, request: Request, path: Path | None
-    ) -> tuple[Held, NDArray[np.int16] | None]:
+    def _land(self, content: bytes, flight: Flight, path: Path | None, seat: Seat | None) -> Held:
         """Spool, then verify and decode."""
-        written = False
+        request, written, extent = flight.request, False, None
         try:
             if path is not None:
-                self.spool.write(path, content)
+                extent = self.spool.write(path, content)
                 written = True
         except OSError as error:
             self._disk_refuses(error)
         tags: dict[str, str] = {}
-        values: NDArray[np.int16] | None = None
         refused: UnexpectedImageError | None = None
         try:
-            image = _geotiff.read(content, request)
-            tags, values = image.tags, image.values
+            with _geotiff.opened(content, request) as image:
+                tags = image.tags
+                if seat is None or flight.shared:
+                    flight.values = image.read()
+                else:
+                    seat.take(image)
         except UnexpectedImageError as error:
             kept = "nowhere: the disk refused them"
             if path is not None and written:
-                kept = str(self.spool.set_aside(path))
+                kept = str(self.spool.set_aside(path, content))
             elif path is not None:
                 self.spool.drop(path)
             refused = error.at(kept=kept)
@@ -223,10 +243,11 @@ class Buyer:
             self.notices.append(f"a paid answer could not be decoded yet: {type(error).__name__}")
         if refused is not None:
             raise refused
-        held = Held(request, Receipt.of(request, tags), path, None if written else content)
-        if values is not None:
-            self._shared.recent.remember(held, values)
-        return held, values
+        held = Held(request, Receipt.of(request, tags), path, None if written else content, extent)
+        # What one reader has taken whole has no next reader as a rule.
+        if flight.values is not None:
+            self._shared.recent.remember(held, flight.values)
+        return held
 
     def _disk_refuses(self, error: OSError) -> None:
         # Paid pixels are not given up for a full disk: memory holds them.

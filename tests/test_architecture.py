@@ -22,7 +22,7 @@ FLOORS = [
     ["_clock", "_location", "_budget", "_settings", "_retry", "_answers", "_gate", "_selection",
      "_plan", "_layers", "_record", "_layout", "_notices", "_availability", "_explain"],
     ["_client", "_geotiff", "_holdings", "_spool", "_sidecar", "_store", "_loop"],
-    ["_account", "_purchase", "_service", "_stock", "_stored", "_fetch", "_prefetch",
+    ["_account", "_purchase", "_output", "_service", "_stock", "_stored", "_fetch", "_prefetch",
      "_array", "_hidden", "_graph", "_quote", "_planned", "_dataset",
      "_prepare", "_open", "_interrupt"],
     ["_api", "_catalogue", "_variable", "_picture", "_card",
