@@ -48,7 +48,7 @@ def stack(job: dict[str, Any], items: list[Any]) -> Any:
     import stackstac
 
     del rasterio
-    env = stackstac.DEFAULT_GDAL_ENV.updated(always={k: v for k, v in GDAL.items()})
+    env = stackstac.DEFAULT_GDAL_ENV.updated(always=dict(GDAL.items()))
     far = job["side"] * job["pixel"]
     cube = stackstac.stack(
         items, assets=job["bands"], epsg=job["epsg"], resolution=job["pixel"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -226,8 +227,9 @@ class Client:
         """Send once, and read the answer whole; anything but a 2xx is a `Failed`."""
         failure: Failed
         try:
-            async with asyncio.timeout(self._timeouts.total if paid else self._timeouts.free):
-                answer = await self._exchange(method, path, body, cap)
+            answer = await self._exchange(
+                method, path, body, cap, self._timeouts.total if paid else self._timeouts.free
+            )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             failure = unreachable(
                 self._url, error, untrusted=isinstance(error, aiohttp.ClientSSLError)
@@ -243,30 +245,38 @@ class Client:
         raise failure
 
     async def _exchange(
-        self, method: str, path: str, body: Mapping[str, Any] | None, cap: int
+        self, method: str, path: str, body: Mapping[str, Any] | None, cap: int, total: float
     ) -> Answer:
         headers = {
             "x-api-key": self._key,
             "Accept": "application/json, application/octet-stream",
         }
-        async with asyncio.timeout(self._timeouts.first_byte):
-            response = await self._session.request(
-                method, self._url + path, json=body, headers=headers, allow_redirects=False
-            )
-        async with response:
+        data = None
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+            data = json.dumps(body).encode()
+        now = asyncio.get_running_loop().time
+        deadline = now() + total
+        # One alarm, set anew for each wait: first for the head, then for each part of the body.
+        async with (
+            asyncio.timeout_at(min(deadline, now() + self._timeouts.first_byte)) as alarm,
+            self._session.request(
+                method, self._url + path, data=data, headers=headers, allow_redirects=False
+            ) as response,
+        ):
             # Kept in parts and joined once: each other way copies a large body twice.
             parts: list[bytes] = []
-            size, loop = 0, asyncio.get_running_loop()
-            async with asyncio.timeout(self._timeouts.stall) as patience:
-                while part := await response.content.readany():
-                    parts.append(part)
-                    size += len(part)
-                    if size > cap:
-                        response.close()
-                        raise unexpected(
-                            f"{path} answered more than the {cap:,} bytes that its answer can need"
-                        )
-                    patience.reschedule(loop.time() + self._timeouts.stall)
+            size = 0
+            alarm.reschedule(min(deadline, now() + self._timeouts.stall))
+            while part := await response.content.readany():
+                parts.append(part)
+                size += len(part)
+                if size > cap:
+                    response.close()
+                    raise unexpected(
+                        f"{path} answered more than the {cap:,} bytes that its answer can need"
+                    )
+                alarm.reschedule(min(deadline, now() + self._timeouts.stall))
             content = parts[0] if len(parts) == 1 else b"".join(parts)
             return Answer(response.status, response.headers.copy(), self._redacted(content))
 

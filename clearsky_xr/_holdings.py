@@ -171,9 +171,12 @@ class Holdings:
 
     def forget(self, held: Held) -> None:
         """Let go of an answer: its bytes are gone, or kept elsewhere."""
-        for answers in self._held.values():
+        for series, answers in list(self._held.items()):
             if held in answers:
                 answers.remove(held)
+            # Empty ones do not stay, or a long series would forget slower and slower.
+            if not answers:
+                del self._held[series]
 
     def depart(self, series: Hashable, flight: Flight) -> None:
         """Take note of a purchase that begins; it leaves by itself when its task ends."""

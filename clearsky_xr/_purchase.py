@@ -217,7 +217,7 @@ class Buyer:
         request, written, extent = flight.request, False, None
         try:
             if path is not None:
-                extent = self.spool.write(path, content)
+                path, extent = self.spool.write(path, content)
                 written = True
         except OSError as error:
             self._disk_refuses(error)

@@ -78,6 +78,7 @@ class Spool:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._folder: Path | None = None
+        self._file: Path | None = None
         self._count = 0
 
     @property
@@ -93,20 +94,21 @@ class Spool:
         OSError
             The disk refuses.
         """
+        # Without the lock if it is there: the loop must not wait for a thread that writes.
+        if (file := self._file) is not None:
+            return file
         with self._lock:
-            # Long-lived temporary folders are swept on many machines.
-            if self._folder is None or not (self._folder / _MANY).exists():
-                self._folder = self._new_folder()
-                (self._folder / _MANY).touch()
-            return self._folder / _MANY
+            return self._file or self._new_file()
 
-    def write(self, path: Path, content: bytes) -> Extent | None:
+    def write(self, path: Path, content: bytes) -> tuple[Path, Extent | None]:
         """Write a paid answer to disk, before anything else is done with it.
 
         Returns
         -------
-        (int, int) or None
-            Where it begins and how long it is; None if it is all that is in the file.
+        path : pathlib.Path
+            Where it is.
+        extent : (int, int) or None
+            Where it begins there and how long it is; None if it is all that is there.
 
         Raises
         ------
@@ -114,8 +116,14 @@ class Spool:
             The disk refuses.
         """
         with self._lock:
-            # Not made anew: if somebody swept it, what was in it has to be missed.
-            handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+            path = self._file or self._new_file()
+            try:
+                handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+            except FileNotFoundError:
+                # Long-lived temporary folders are swept on many machines. It has to be another
+                # place, or what was in it would be read wrong and not be missed.
+                path = self._new_file()
+                handle = os.open(path, os.O_WRONLY | os.O_APPEND)
             try:
                 start = os.fstat(handle).st_size
                 rest = memoryview(content)
@@ -123,7 +131,7 @@ class Spool:
                     rest = rest[os.write(handle, rest) :]
             finally:
                 os.close(handle)
-        return start, len(content)
+        return path, (start, len(content))
 
     def drop(self, path: Path) -> None:
         """Forget an answer: none came, or its pixels are kept elsewhere."""
@@ -137,6 +145,13 @@ class Spool:
         except OSError:
             return path  # at least until the process ends
         return aside
+
+    def _new_file(self) -> Path:
+        self._folder = self._new_folder()
+        file = self._folder / _MANY
+        file.touch()
+        self._file = file
+        return file
 
     def _new_folder(self) -> Path:
         # mkdtemp makes it readable by this user only.
@@ -178,11 +193,11 @@ class DurableSpool(Spool):
         path.with_suffix(_ASKED).write_text(request.dumps(), encoding="utf-8")
         return path
 
-    def write(self, path: Path, content: bytes) -> Extent | None:
+    def write(self, path: Path, content: bytes) -> tuple[Path, Extent | None]:
         part = path.with_suffix(".part")
         part.write_bytes(content)
         part.replace(path)
-        return None
+        return path, None
 
     def drop(self, path: Path) -> None:
         # In this order: what was asked for and has no answer counts as lost.
