@@ -254,18 +254,19 @@ _clusters: list[Any] = []
 
 
 def cluster(job: Job) -> Callable[[], Any]:
-    """``chunks={}`` on a LocalCluster of two processes, ``.persist()``."""
+    """``chunks={}`` on a LocalCluster of two processes with one gate, ``.persist()``."""
     from distributed import Client, LocalCluster, wait
 
-    os.environ["CLEARSKY_API_KEY"] = job.key
+    import clearsky_xr
+
     if not _clusters:
         _clusters.append(
             Client(LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None))
         )
     client = _clusters[0]
-    client.restart()
-    # One process buys, and tells the others nothing: so each gets half of the connections.
-    dataset = opened(job, {}, api_key=None, concurrency=job.connections // 2)
+    clearsky_xr.cluster.setup(client, api_key=job.key)
+    client.run(forget)
+    dataset = opened(job, {})
 
     def run() -> None:
         wait(client.persist(dataset.reflectance))

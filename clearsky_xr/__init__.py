@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import cluster as cluster
     from . import errors as errors
     from . import sandbox as sandbox
     from ._api import budget, open_store, open_timeseries, plan, resolve, spent
@@ -38,6 +39,7 @@ __all__ = [
     "account",
     "availability",
     "budget",
+    "cluster",
     "dates",
     "errors",
     "models",

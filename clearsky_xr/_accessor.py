@@ -223,14 +223,7 @@ class ClearSkyAccessor(ArrayAccessor):
         before = ledger.spent()
 
         def since() -> Spent:
-            now = ledger.spent()
-            return Spent(
-                round(now.settled - before.settled, 2),
-                round(now.possibly - before.possibly, 2),
-                now.reserved,
-                now.requests - before.requests,
-                now.bytes - before.bytes,
-            )
+            return ledger.spent() - before
 
         with tqdm(total=len(need.blocks), unit=" blocks", disable=not progress) as bar:
 

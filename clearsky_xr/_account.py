@@ -19,12 +19,13 @@ from weakref import WeakValueDictionary
 from . import _clock, _loop
 from ._area import resolve_area
 from ._availability import Availability
-from ._budget import Ledger
+from ._budget import Bound, Ledger
 from ._client import AccountInfo, Balance, Client, Timeouts
 from ._explain import Burst
-from ._gate import Gate
+from ._gate import Door, Gate
 from ._geotiff import environment
 from ._holdings import Holdings
+from ._link import Link
 from ._plan import Billing, billed_km2, credits_for
 from ._request import Question, Request
 from ._retry import Failed, Outcome, Policy, Retry
@@ -55,7 +56,7 @@ class Account:
     def __init__(self, client: Client) -> None:
         self.client = client
         self.policy = POLICY
-        self.gate = Gate(_CONNECTIONS)
+        self._gate = Gate(_CONNECTIONS)
         self.holdings = Holdings()
         self.billing: Billing | None = None
         self._info: AccountInfo | None = None
@@ -64,16 +65,40 @@ class Account:
         # As long as downloads belong to them.
         self._bursts: WeakValueDictionary[str, Burst] = WeakValueDictionary()
 
+    @property
+    def gate(self) -> Door:
+        """What requests wait at: the gate of this process, or of the cluster it belongs to."""
+        link = process().link
+        if link is None:
+            return self._gate
+        return link.door(self.client.identify, self.client.timeouts.total)
+
+    async def bound(self, ledger: Ledger) -> Bound:
+        """Give the budgets that hold for a computation that begins now."""
+        link = process().link
+        return Bound(ledger.bound(), () if link is None else await link.bound())
+
+    async def may_repeat(self, ledger: Ledger, price: float) -> bool:
+        """Say whether a lost download may be paid for once more, credits."""
+        link = process().link
+        return ledger.repeat_lost(price) and (link is None or await link.may_repeat(price))
+
     async def info(self, *, anew: bool = False) -> AccountInfo:
         """Give the account's limits; asks the service once per process, unless told to."""
         async with self._asking:
             if self._info is None or anew:
                 self._info = await self._free(self.client.account)
-                limit = min(self._info.connections or _CONNECTIONS, _MOST_CONNECTIONS)
-                # Setting it would also widen a gate that has narrowed after a refusal.
-                if limit != self.gate.limit:
-                    self.gate.limit_to(limit)
+                self.tell_limit()
             return self._info
+
+    def tell_limit(self) -> None:
+        """Let the gate know the account's limit, if it has been asked for."""
+        if self._info is None:
+            return
+        limit = min(self._info.connections or _CONNECTIONS, _MOST_CONNECTIONS)
+        # Setting it would also widen a gate that has narrowed after a refusal.
+        if limit != self.gate.limit:
+            self.gate.limit_to(limit)
 
     async def balance(self) -> Balance:
         """Ask for the balance; empty where the service does not tell it any more.
@@ -95,13 +120,13 @@ class Account:
         """List models; free."""
         return await self._free(self.client.models)
 
-    def refused(self, pause: float | None) -> None:
-        """Take note of a 429 or a 1003, and let the whole account pause if that makes sense.
+    def bearable(self, pause: float | None) -> float | None:
+        """Give the seconds for which the whole account should pause, if that makes sense.
 
         A pause beyond the deadline fails the request at once. If it held the gate
         as well, everything after it would hang without a word.
         """
-        self.gate.refused(None if pause is None or pause > self.policy.deadline else pause)
+        return None if pause is None or pause > self.policy.deadline else pause
 
     async def search(self, body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Search dates; free."""
@@ -152,13 +177,13 @@ class Account:
         retry = Retry(self.policy)
         began: float | None = None
         while True:
-            try:
-                async with self.gate.slot():
+            async with self.gate.slot() as slot:
+                try:
                     return await call()
-            except Failed as failed:
-                failure = failed
-            if failure.outcome is Outcome.REFUSED:
-                self.refused(failure.retry_after)
+                except Failed as failed:
+                    failure = failed
+                if failure.outcome is Outcome.REFUSED:
+                    slot.refused(self.bearable(failure.retry_after))
             now = _clock.monotonic()
             began = now if began is None else began
             await _clock.sleep(retry.wait(failure, now - began))
@@ -179,9 +204,16 @@ class Process:
         # Stores elsewhere keep a thread waiting, not busy.
         self.readers = ThreadPoolExecutor(max_workers=16, thread_name_prefix="clearsky_xr-store")
         self.accounts: dict[tuple[str, str], Account] = {}
+        # To the schedulers of the clusters to which it belongs.
+        self.links: list[Link] = []
         # Stores that are open; those who open one look under the guard.
         self.stocks: dict[Hashable, Any] = {}
         self.guard = threading.Lock()
+
+    @property
+    def link(self) -> Link | None:
+        """The line to the cluster that was set up last and still stands."""
+        return next((link for link in reversed(self.links) if link.alive), None)
 
     async def in_thread(self, work: Callable[[], T], *, waits: bool = False) -> T:
         """Run what needs a processor off the loop, or what mostly waits for a store."""

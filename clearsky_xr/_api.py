@@ -286,10 +286,12 @@ def open_store(
 
 
 def budget(limit: float) -> Budget:
-    """Limit what this process may spend inside a ``with`` block.
+    """Limit what may be spent inside a ``with`` block.
 
     A download that would pass the limit is refused before it is sent. The limit
-    holds for all threads of the process; budgets nest.
+    holds for all threads of this process, and on a Dask cluster that
+    `clearsky_xr.cluster.setup` has set up for everything that its processes buy
+    meanwhile; budgets nest.
 
     Parameters
     ----------
@@ -321,7 +323,8 @@ def budget(limit: float) -> Budget:
     """
     from ._account import process
 
-    return Budget(limit, process().ledger)
+    shared = process()
+    return Budget(limit, shared.ledger, lambda: shared.link)
 
 
 def plan(*objects: Any) -> Plan:
@@ -362,7 +365,9 @@ def plan(*objects: Any) -> Plan:
 
 
 def spent() -> Spent:
-    """Say what this process has spent, credits by the contract's formula.
+    """Say what this process, and the cluster it has set up, has spent.
+
+    By the contract's formula, in credits.
 
     Returns
     -------
@@ -372,4 +377,6 @@ def spent() -> Spent:
     """
     from ._account import process
 
-    return process().ledger.spent()
+    shared = process()
+    own, link = shared.ledger.spent(), shared.link
+    return own if link is None else own + link.others()

@@ -12,11 +12,12 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from . import _loop
+from ._account import process
 from ._cube import Cube
 from ._fetch import Fetched, fetch
-from ._notices import warn
+from ._notices import on_a_worker, warn
 from ._selection import Pointwise, Selection, read_key
-from ._settings import Settings
+from ._settings import SANDBOX, Settings
 
 
 class ClearSkyArray(BackendArray):
@@ -124,6 +125,7 @@ class _Raw:
 
     def get(self, key: tuple[Any, ...]) -> NDArray[Any]:
         selection = self.select(key)
+        _warn_if_alone(self._array.settings)
         return _heard(_loop.run(self._fetch(selection)))
 
     async def get_async(self, key: tuple[Any, ...]) -> NDArray[Any]:
@@ -145,6 +147,24 @@ class _Raw:
         array = self._array
         return await fetch(
             array.cube, array.settings, _tuple(array.layers), selection, array.divisor
+        )
+
+
+# The process has been told already.
+_told = False
+
+
+def _warn_if_alone(settings: Settings) -> None:
+    """Say once that a worker of a Dask cluster knows nothing of the others."""
+    global _told  # noqa: PLW0603  once per process is the point
+    if _told or settings.missing != "buy" or settings.base_url == SANDBOX:
+        return
+    if on_a_worker() and process().link is None:
+        _told = True
+        warn(
+            "each worker of this Dask cluster keeps the account's limit of connections and all "
+            "budgets for itself. Call clearsky_xr.cluster.setup(client) once to let them hold for "
+            "the cluster"
         )
 
 

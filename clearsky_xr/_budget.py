@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
+import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Protocol, Self
 
-from ._request import Request
 from .errors import BudgetError, InvalidOptionError
 
 # Repeats of lost downloads together may cost this many credits, or this share of
@@ -39,11 +40,44 @@ class Spent:
         Their size.
     """
 
-    settled: float
-    possibly: float
-    reserved: float
-    requests: int
+    settled: float = 0.0
+    possibly: float = 0.0
+    reserved: float = 0.0
+    requests: int = 0
     bytes: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        return self._with(other, 1)
+
+    def __sub__(self, other: Spent) -> Spent:
+        return self._with(other, -1)
+
+    def _with(self, other: Spent, sign: int) -> Spent:
+        return Spent(
+            round(self.settled + sign * other.settled, 2),
+            round(self.possibly + sign * other.possibly, 2),
+            round(self.reserved + sign * other.reserved, 2),
+            self.requests + sign * other.requests,
+            self.bytes + sign * other.bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What came while something was counted.
+
+    Parameters
+    ----------
+    spent : Spent
+    dates : int
+        Days of which there were answers.
+    in_flight : int
+        Requests without an answer yet.
+    """
+
+    spent: Spent
+    dates: int
+    in_flight: int
 
 
 class _Account:
@@ -51,7 +85,8 @@ class _Account:
 
     def __init__(self) -> None:
         self.settled = self.possibly = self.reserved = 0.0
-        self.requests = self.bytes = 0
+        self.requests = self.bytes = self.in_flight = 0
+        self.dates: set[dt.date] = set()
 
     def totals(self) -> Spent:
         # Rounding takes off the dust, abs a -0.
@@ -64,17 +99,35 @@ class _Account:
         )
 
 
-class Budget:
-    """A limit on what this process may spend; made by `clearsky_xr.budget`.
+class Elsewhere(Protocol):
+    """Another ledger, in which several processes are booked: that of a cluster."""
 
-    Budgets nest: a download must fit into all that are active when it is sent. What
-    was sent while a budget was active counts for it, whenever its answer comes.
+    def open_budget(self, name: str, limit: float) -> None:
+        """Begin a budget there, too."""
+
+    def close_budget(self, name: str) -> None:
+        """End it."""
+
+    def tally(self, name: str) -> Tally | None:
+        """Tell what counted for it; None if that is not known any more."""
+
+
+class Budget:
+    """A limit on what may be spent; made by `clearsky_xr.budget`.
+
+    Budgets nest: a download must fit into all that are active when it is sent, or were
+    when the computation began that sends it. It counts for them whenever its answer comes.
+
+    It holds for this process, and on a cluster that `clearsky_xr.cluster.setup` has set
+    up for all its processes.
 
     Parameters
     ----------
     limit : float
         Credits.
     ledger : Ledger
+    elsewhere : callable, optional
+        Gives the ledger of the cluster that this process belongs to, if any.
 
     Examples
     --------
@@ -88,26 +141,46 @@ class Budget:
     (0.04, 0.96)
     """
 
-    def __init__(self, limit: float, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        limit: float,
+        ledger: Ledger,
+        elsewhere: Callable[[], Elsewhere | None] = lambda: None,
+    ) -> None:
         self.limit = checked_limit(limit)
         self._ledger = ledger
         self._account = _Account()
+        self._name = secrets.token_hex(8)
+        self._find = elsewhere
+        self.elsewhere: Elsewhere | None = None
 
     @property
     def left(self) -> float:
         """What may still be spent, credits: what may have been charged counts as spent."""
-        return max(0.0, round(self._left(), 2))
+        spent = self.report()
+        return max(0.0, round(self.limit - spent.settled - spent.possibly - spent.reserved, 2))
 
     def report(self) -> Spent:
         """Give what was spent while the budget was active."""
+        return self.tally().spent
+
+    def tally(self) -> Tally:
+        """Give the same, and what a progress bar wants to know."""
+        said = None if self.elsewhere is None else self.elsewhere.tally(self._name)
+        if said is not None:
+            return said
+        own = self._account
         with self._ledger.lock:
-            return self._account.totals()
+            return Tally(own.totals(), len(own.dates), own.in_flight)
 
     def _left(self) -> float:
         own = self._account
         return self.limit - own.settled - own.possibly - own.reserved
 
     def __enter__(self) -> Self:
+        self.elsewhere = self._find()
+        if self.elsewhere is not None:
+            self.elsewhere.open_budget(self._name, self.limit)
         with self._ledger.lock:
             self._ledger.active.append(self)
         return self
@@ -120,31 +193,81 @@ class Budget:
     ) -> None:
         with self._ledger.lock:
             self._ledger.active.remove(self)
+        if self.elsewhere is not None:
+            self.elsewhere.close_budget(self._name)
 
     def __repr__(self) -> str:
         return f"<clearsky_xr budget of {self.limit:.2f} credits, {self.left:.2f} left>"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+class Priced(Protocol):
+    """What a ledger asks of a download: a `Request`, or what is known of one elsewhere."""
+
+    @property
+    def date(self) -> dt.date:
+        """Its day."""
+
+    @property
+    def credits(self) -> float:
+        """Its price."""
+
+    @property
+    def credits_at_most(self) -> float:
+        """Its price rounded up to the cent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Budgets that held when a computation began: it stays bound by them when they have ended.
+
+    An error ends a ``with`` block while other tasks of the same computation still send.
+
+    Parameters
+    ----------
+    here : tuple of Budget
+    elsewhere : tuple of str
+        Names of those of a cluster.
+    """
+
+    here: tuple[Budget, ...] = ()
+    elsewhere: tuple[str, ...] = ()
+
+
+#: What became of a booking: in flight, answered, perhaps charged, or not charged.
+Outcome = Literal["reserved", "settled", "possibly", "released"]
+
+
+@dataclass(slots=True, eq=False)
 class Booking:
     """A download that the ledger knows of.
 
     Parameters
     ----------
-    request : Request
+    request : Priced
     reserved : float
         Its price rounded up, credits.
     budgets : tuple of Budget
         Those that it counts for.
+    purse : Purse or None
+        That of its cube.
+    elsewhere : tuple of str
+        Budgets of a cluster that it counts for, beside those that hold there now.
+    outcome : {"reserved", "settled", "possibly", "released"}
+    size : int
+        Bytes of its answer.
     """
 
-    request: Request
+    request: Priced
     reserved: float
     budgets: tuple[Budget, ...]
+    purse: Purse | None = None
+    elsewhere: tuple[str, ...] = ()
+    outcome: Outcome = "reserved"
+    size: int = 0
 
 
-#: Is told of a booking and what became of it: "sent", "settled" or "released".
-Watcher = Callable[[Booking, str, int], None]
+#: Is called whenever something was booked.
+Watcher = Callable[[], None]
 
 
 class Ledger:
@@ -158,8 +281,23 @@ class Ledger:
         self._repeated = 0.0
         self._purses: dict[str, Budget] = {}
 
-    def reserve(self, request: Request, purse: Purse | None = None) -> Booking:
+    def bound(self) -> tuple[Budget, ...]:
+        """Give the budgets that hold now."""
+        with self.lock:
+            return tuple(self.active)
+
+    def reserve(
+        self, request: Priced, purse: Purse | None = None, bound: Bound | None = None
+    ) -> Booking:
         """Book a download that is about to be sent.
+
+        Parameters
+        ----------
+        request : Priced
+        purse : Purse, optional
+            Of the cube that it is for.
+        bound : Bound, optional
+            Budgets that held when the computation began which sends it.
 
         Raises
         ------
@@ -168,32 +306,41 @@ class Ledger:
         """
         price = request.credits_at_most
         with self.lock:
-            budgets = (*self.active, *(() if purse is None else (self._budget_of(purse),)))
+            own = () if purse is None else (self._budget_of(purse),)
+            bound = bound or Bound()
+            budgets = tuple(dict.fromkeys((*self.active, *own, *bound.here)))
             for budget in budgets:
                 if budget._left() + _DUST < price:  # noqa: SLF001  two halves of one thing
                     raise _refused(budget, price)
             for account in self._accounts(budgets):
                 account.reserved += price
-        return self._tell(Booking(request, price, budgets), "sent")
+                account.in_flight += 1
+        self._tell()
+        return Booking(request, price, budgets, purse, bound.elsewhere)
 
     def settle(self, booking: Booking, size: int = 0) -> None:
         """Turn a reservation into money spent: the answer, of so many bytes, is complete."""
         with self.lock:
             for account in self._accounts(booking.budgets):
                 account.reserved -= booking.reserved
+                account.in_flight -= 1
+                account.dates.add(booking.request.date)
                 account.settled += booking.request.credits
                 account.requests += 1
                 account.bytes += size
-        self._tell(booking, "settled", size)
+            booking.outcome, booking.size = "settled", size
+        self._tell()
 
     def release(self, booking: Booking, *, possibly: bool) -> None:
         """End a reservation without an answer; `possibly` if it may have been charged."""
         with self.lock:
             for account in self._accounts(booking.budgets):
                 account.reserved -= booking.reserved
+                account.in_flight -= 1
                 if possibly:
                     account.possibly += booking.request.credits
-        self._tell(booking, "released")
+            booking.outcome = "possibly" if possibly else "released"
+        self._tell()
 
     def repeat_lost(self, credits: float) -> bool:  # noqa: A002  the field's word
         """Ask to pay for a lost download once more; grants within the allowance."""
@@ -217,10 +364,9 @@ class Ledger:
     def _accounts(self, budgets: tuple[Budget, ...]) -> list[_Account]:
         return [self._total, *(budget._account for budget in budgets)]  # noqa: SLF001
 
-    def _tell(self, booking: Booking, what: str, size: int = 0) -> Booking:
+    def _tell(self) -> None:
         for watcher in list(self.watchers):
-            watcher(booking, what, size)
-        return booking
+            watcher()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ class Client:
     def __init__(self, url: str, key: str, timeouts: Timeouts) -> None:
         self._url = url
         self._key = key
-        self._timeouts = timeouts
+        self.timeouts = timeouts
         self._session = aiohttp.ClientSession(
             # The gate bounds the connections. Idle ones are let go early, since a
             # POST into a socket that the server is closing may be charged and lost.
@@ -134,6 +135,10 @@ class Client:
     async def close(self) -> None:
         """Close the connections."""
         await self._session.close()
+
+    def identify(self, salt: bytes) -> str:
+        """Name the account, so that who does not know the salt learns nothing of the key."""
+        return hashlib.blake2b(f"{self._url}\n{self._key}".encode(), key=salt).hexdigest()[:32]
 
     async def account(self) -> AccountInfo:
         """Ask for the account's limits: the current endpoint, then the old one."""
@@ -228,7 +233,7 @@ class Client:
         failure: Failed
         try:
             answer = await self._exchange(
-                method, path, body, cap, self._timeouts.total if paid else self._timeouts.free
+                method, path, body, cap, self.timeouts.total if paid else self.timeouts.free
             )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             failure = unreachable(
@@ -259,7 +264,7 @@ class Client:
         deadline = now() + total
         # One alarm, set anew for each wait: first for the head, then for each part of the body.
         async with (
-            asyncio.timeout_at(min(deadline, now() + self._timeouts.first_byte)) as alarm,
+            asyncio.timeout_at(min(deadline, now() + self.timeouts.first_byte)) as alarm,
             self._session.request(
                 method, self._url + path, data=data, headers=headers, allow_redirects=False
             ) as response,
@@ -267,7 +272,7 @@ class Client:
             # Kept in parts and joined once: each other way copies a large body twice.
             parts: list[bytes] = []
             size = 0
-            alarm.reschedule(min(deadline, now() + self._timeouts.stall))
+            alarm.reschedule(min(deadline, now() + self.timeouts.stall))
             while part := await response.content.readany():
                 parts.append(part)
                 size += len(part)
@@ -276,7 +281,7 @@ class Client:
                     raise unexpected(
                         f"{path} answered more than the {cap:,} bytes that its answer can need"
                     )
-                alarm.reschedule(min(deadline, now() + self._timeouts.stall))
+                alarm.reschedule(min(deadline, now() + self.timeouts.stall))
             content = parts[0] if len(parts) == 1 else b"".join(parts)
             return Answer(response.status, response.headers.copy(), self._redacted(content))
 

@@ -144,17 +144,18 @@ async def open_desk(cube: Cube, settings: Settings) -> Desk:
         return Desk(shared, cube, source, _READERS, notices)
     owner = await account(settings)
     info = await owner.info()
+    bound = await owner.bound(shared.ledger)
     # Twice as many as connections: while one half is on the wire, the other one decodes.
     wide = 2 * min(owner.gate.limit, settings.concurrency or owner.gate.limit)
     if settings.store is None:
-        buyer = Buyer(shared, owner, settings, shared.spool, notices)
+        buyer = Buyer(shared, owner, settings, spool=shared.spool, notices=notices, bound=bound)
         service = FromService(
             cube, shared=shared, owner=owner, info=info, buyer=buyer, holdings=owner.holdings
         )
         return Desk(shared, cube, service, wide, notices)
     stock = await shared.in_thread(partial(stock_of, settings.store), waits=True)
     own = stock.store.record.cube
-    buyer = Buyer(shared, owner, settings, stock.spool, notices)
+    buyer = Buyer(shared, owner, settings, spool=stock.spool, notices=notices, bound=bound)
     service = FromService(
         own, shared=shared, owner=owner, info=info, buyer=buyer, holdings=stock.holdings,
         corner=(own.grid.window.row0, own.grid.window.col0),

@@ -5,13 +5,53 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Final
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final, Protocol
 
 from . import _clock
+from ._budget import Booking
 
 # After a refusal the gate narrows; it widens by one after so many answers.
 _ANSWERS_TO_WIDEN: Final = 10
+
+
+class Slot(Protocol):
+    """A place in flight, while it is held; what comes of its request is told to it."""
+
+    async def book(self, booking: Booking) -> None:
+        """Book a download with whoever else counts.
+
+        Raises
+        ------
+        BudgetError
+            It does not fit into a budget.
+        """
+
+    def answered(self) -> None:
+        """Take note of a complete answer."""
+
+    def refused(self, pause: float | None) -> None:
+        """Take note of a 429 or a 1003, and of the seconds that the service asked to wait."""
+
+
+class Door(Protocol):
+    """What requests of an account wait at: a `Gate`, or one elsewhere that several processes share.
+
+    Attributes
+    ----------
+    limit : int
+        Requests in flight.
+    """
+
+    @property
+    def limit(self) -> int:
+        """Requests that it lets through at a time."""
+
+    def slot(self, at_most: int | None = None) -> AbstractAsyncContextManager[Slot]:
+        """Hold a slot; waits until one is free."""
+
+    def limit_to(self, limit: int) -> None:
+        """Set the limit, when the account tells it."""
 
 
 class Gate:
@@ -35,7 +75,7 @@ class Gate:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @asynccontextmanager
-    async def slot(self, at_most: int | None = None) -> AsyncIterator[None]:
+    async def slot(self, at_most: int | None = None) -> AsyncIterator[Slot]:
         """Hold a slot; waits until one is free.
 
         Parameters
@@ -44,6 +84,14 @@ class Gate:
             Wait until fewer than this many requests are in flight, where that
             is less than the gate's own limit.
         """
+        await self.enter(at_most)
+        try:
+            yield self
+        finally:
+            self.leave()
+
+    async def enter(self, at_most: int | None = None) -> None:
+        """Take a slot, to be given back by `leave`; see `slot`."""
         while True:
             if (pause := self._paused_until - _clock.monotonic()) > 0:
                 await _clock.sleep(pause)
@@ -54,11 +102,14 @@ class Gate:
                 self._waiting.append(turn)
                 await turn
         self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-            self._wake()
+
+    def leave(self) -> None:
+        """Give a slot back."""
+        self.in_flight -= 1
+        self._wake()
+
+    async def book(self, booking: Booking) -> None:
+        """Nobody else counts: the ledger of this process has it."""
 
     def limit_to(self, limit: int) -> None:
         """Set the limit, when the account tells it."""

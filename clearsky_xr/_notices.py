@@ -16,7 +16,21 @@ def warn(message: str) -> None:
     frame, level = sys._getframe(1), 2  # noqa: SLF001  as warnings itself does
     while frame.f_back is not None and _is_inside(frame.f_globals.get("__name__", "")):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, ClearSkyWarning, stacklevel=level)
+    # On a worker of a Dask cluster nobody looks: its clients are told as well.
+    worker = sys.modules.get("distributed.worker")
+    tell = warnings.warn if worker is None else worker.warn
+    tell(message, ClearSkyWarning, stacklevel=level)
+
+
+def on_a_worker() -> bool:
+    """Say whether the code that runs is a task in another process than its Dask client."""
+    worker = sys.modules.get("distributed.worker")
+    if worker is None:
+        return False
+    try:
+        return not str(worker.get_worker().address).startswith("inproc://")
+    except ValueError:
+        return False
 
 
 def _is_inside(module: str) -> bool:

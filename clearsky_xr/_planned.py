@@ -84,12 +84,16 @@ class Plan:
         the order in which threads come decides which request brings what they share.
     whole_blocks : bool
         Whether a store makes requests larger than what is asked for.
+    on_cluster : bool
+        Whether the workers of a Dask cluster would compute it: without a store each
+        Dask key is a purchase of its own.
     """
 
     requests: tuple[PlannedRequest, ...]
     credits_at_most: float
     exact: bool
     whole_blocks: bool
+    on_cluster: bool = False
 
     @property
     def credits(self) -> float:
@@ -174,6 +178,11 @@ class Plan:
             if len(self.dates) == 1
             else f"{len(self.dates)}, {self.dates[0]} to {self.dates[-1]}"
         )
+        shared = (
+            "workers share the store: each block is bought once"
+            if self.whole_blocks
+            else "each Dask key buys for itself; a store lets workers share"
+        )
         return [
             ("requests", f"{len(self.requests):,}"),
             ("credits", f"{self.credits:,.2f}{bound}"),
@@ -182,6 +191,7 @@ class Plan:
             ("area", f"{self.area_km2:,.2f} km2 over all dates"),
             ("download", f"{self.bytes / 1e6:,.1f} MB at most, uncompressed"),
             ("used", _share(self.useful_fraction)),
+            *([("cluster", shared)] if self.on_cluster else []),
         ]
 
 
@@ -265,14 +275,16 @@ def _quoted(objects: tuple[Any, ...]) -> Quote:
 
 
 def _made(quoted: Quote) -> Plan:
+    on_cluster = _on_a_cluster()
     return Plan(
         tuple(
             _planned(request, useful)
             for request, useful in zip(quoted.requests, quoted.useful, strict=True)
         ),
         round(quoted.alone, 2),
-        not quoted.in_turn and not _on_a_cluster(),
+        not quoted.in_turn and not on_cluster,
         quoted.whole_blocks,
+        on_cluster,
     )
 
 

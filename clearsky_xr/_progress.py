@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import datetime as dt
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from tqdm.auto import tqdm
 
 from ._account import process
-from ._budget import Booking
+from ._budget import Budget, Ledger
+from .errors import ClearSkyError
 
 
 @contextmanager
@@ -18,7 +20,7 @@ def progress(*, leave: bool = True) -> Iterator[None]:
 
     A line in a terminal, a widget in a notebook: requests, megabytes, credits and
     dates that have come, and how many requests are in flight. It counts all
-    purchases of this process.
+    purchases of this process, and of the cluster that it has set up.
 
     Parameters
     ----------
@@ -38,33 +40,52 @@ def progress(*, leave: bool = True) -> Iterator[None]:
     >>> with clearsky_xr.progress(leave=False):
     ...     mean = ds.reflectance.mean().compute()
     """
-    ledger = process().ledger
-    dates: set[dt.date] = set()
-    flying: set[Booking] = set()
-    paid, size = 0.0, 0
+    shared = process()
     layout = "{n_fmt} requests [{elapsed}{postfix}]"
-    with tqdm(bar_format=layout, leave=leave, miniters=1) as bar:
+    with (
+        tqdm(bar_format=layout, leave=leave, miniters=1) as bar,
+        Budget(math.inf, shared.ledger, lambda: shared.link) as counted,
+    ):
 
-        def watch(booking: Booking, what: str, received: int) -> None:
-            nonlocal paid, size
-            if what == "sent":
-                flying.add(booking)
-            else:
-                flying.discard(booking)
-            if what == "settled":
-                dates.add(booking.request.date)
-                paid += booking.request.credits
-                size += received
+        def show() -> None:
+            tally = counted.tally()
             bar.set_postfix_str(
-                f"{size / 1e6:.1f} MB, {paid:.2f} credits, {len(dates)} dates, "
-                f"{len(flying)} in flight",
+                f"{tally.spent.bytes / 1e6:.1f} MB, {tally.spent.settled:.2f} credits, "
+                f"{tally.dates} dates, {tally.in_flight} in flight",
                 refresh=False,
             )
-            bar.update(what == "settled")
+            bar.update(tally.spent.requests - bar.n)
 
-        ledger.watchers.append(watch)
-        try:
+        with _often(show) if counted.elsewhere else _watching(shared.ledger, show):
             yield
-        finally:
-            ledger.watchers.remove(watch)
-            bar.refresh()
+        show()
+        bar.refresh()
+
+
+@contextmanager
+def _watching(ledger: Ledger, show: Callable[[], None]) -> Iterator[None]:
+    """Show whatever this process books."""
+    ledger.watchers.append(show)
+    try:
+        yield
+    finally:
+        ledger.watchers.remove(show)
+
+
+@contextmanager
+def _often(show: Callable[[], None]) -> Iterator[None]:
+    """Ask the scheduler of a cluster twice a second."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.5):
+            with suppress(ClearSkyError):  # a bar is not worth an error
+                show()
+
+    thread = threading.Thread(target=look, name="clearsky_xr-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

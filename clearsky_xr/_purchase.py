@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from . import _clock, _geotiff
 from ._account import Account, Process
+from ._budget import Bound
 from ._explain import Burst
 from ._holdings import Flight, Held
 from ._layers import derive
@@ -114,6 +115,8 @@ class Buyer:
         Where answers are written.
     notices : list of str
         What the user should hear about; it is added to.
+    bound : Bound
+        The budgets that hold for it.
     """
 
     def __init__(
@@ -121,14 +124,17 @@ class Buyer:
         shared: Process,
         owner: Account,
         settings: Settings,
+        *,
         spool: Spool,
         notices: list[str],
+        bound: Bound,
     ) -> None:
         self._shared = shared
         self._account = owner
         self._settings = settings
         self.spool = spool
         self.notices = notices
+        self._bound = bound
 
     async def buy(self, flight: Flight, burst: Burst, seat: Seat | None = None) -> Held:
         """Send a request until it is answered or not to be repeated; land the answer.
@@ -158,15 +164,13 @@ class Buyer:
             flight.sent = False
             now = _clock.monotonic()
             began = now if began is None else began
-            if failure.outcome is Outcome.REFUSED:
-                owner.refused(failure.retry_after)
             pause = retry.wait(
                 failure, now - began, may_repeat_lost=self._settings.on_lost == "retry"
             )
             if flight.abandoned:
                 raise failure.error  # nobody waits for it any more: buy nothing for nobody
             if failure.outcome is Outcome.LOST:
-                if not ledger.repeat_lost(request.credits):
+                if not await owner.may_repeat(ledger, request.credits):
                     raise failure.error
                 self.notices.append(
                     f"the answer for {request.date}, {request.pixels.window}, was lost and is "
@@ -179,10 +183,11 @@ class Buyer:
     async def _send(self, flight: Flight, burst: Burst) -> tuple[bytes, Path | None]:
         """One attempt, inside a slot of the gate and booked in the ledger."""
         owner, ledger, request = self._account, self._shared.ledger, flight.request
-        async with owner.gate.slot(self._settings.concurrency):
-            booking = ledger.reserve(request, self._settings.purse)
+        async with owner.gate.slot(self._settings.concurrency) as slot:
+            booking = ledger.reserve(request, self._settings.purse, self._bound)
             path = None
             try:
+                await slot.book(booking)
                 path = await self._begin(request)
             except BaseException:
                 ledger.release(booking, possibly=False)
@@ -195,12 +200,14 @@ class Buyer:
                 ledger.release(booking, possibly=possibly)
                 if path is not None:
                     self.spool.drop(path)
+                if isinstance(error, Failed) and error.outcome is Outcome.REFUSED:
+                    slot.refused(owner.bearable(error.retry_after))
                 if isinstance(error, Failed) and not flight.abandoned:
                     # In this slot, or another download would be sent in it meanwhile.
                     error.error = await burst.explain(error.error, request)
                 raise
             ledger.settle(booking, len(content))
-            owner.gate.answered()
+            slot.answered()
             return content, path
 
     async def _begin(self, request: Request) -> Path | None:

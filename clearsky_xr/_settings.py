@@ -36,7 +36,8 @@ URL_VARIABLE: Final = "CLEARSKY_BASE_URL"
 
 _NO_KEY: Final = (
     f"Pass api_key=... or set the environment variable {KEY_VARIABLE}. A key comes with an account "
-    'at https://clearsky.vision. To try everything without key and money, pass base_url="sandbox".'
+    'at https://clearsky.vision. To try everything without key and money, pass base_url="sandbox". '
+    "Workers of a Dask cluster get it by clearsky_xr.cluster.setup(client)."
 )
 
 # Keys that were passed as arguments, by the name that settings carry. The names
@@ -76,9 +77,12 @@ class KeyReference:
             raise CredentialsError(
                 f"this process (pid {os.getpid()}) was not given the API key: keys do not travel "
                 "in pickles",
-                hint=f"Set {KEY_VARIABLE} in the environment of the workers.",
+                hint="On a Dask cluster call clearsky_xr.cluster.setup(client, api_key=...), or "
+                f"set {KEY_VARIABLE} in the environment of the workers.",
             )
-        raise CredentialsError("there is no API key", hint=_NO_KEY)
+        raise CredentialsError(
+            f"there is no API key in this process (pid {os.getpid()})", hint=_NO_KEY
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,26 @@ def resolve_settings(
     InvalidOptionError
         A URL that would expose the key, or an unusable value.
     """
+    most = checked_concurrency(concurrency)
+    if on_lost not in ("retry", "raise"):
+        raise InvalidOptionError(
+            f"on_lost={on_lost!r} is unknown",
+            hint='"retry" repeats a lost download within a small allowance, "raise" never.',
+        )
+    url = base_url or os.environ.get(URL_VARIABLE, "").strip() or SERVICE
+    where = resolve_location(store, storage_options)
+    purse = None if max_credits is None else Purse(secrets.token_hex(8), checked_limit(max_credits))
+    return Settings(_checked_url(url), _reference(api_key), most, on_lost, where, purse=purse)
+
+
+def checked_concurrency(concurrency: Any) -> int | None:
+    """Check the ``concurrency`` option.
+
+    Raises
+    ------
+    InvalidOptionError
+        It is no whole number above 0.
+    """
     try:
         # operator.index takes numpy's integers as well, and no fractions.
         usable = concurrency is None or (
@@ -140,16 +164,23 @@ def resolve_settings(
             f"concurrency={concurrency!r} is not a whole number above 0",
             hint="It lowers the account's MaxConcurrentConnections; leave it out to use them all.",
         )
-    if on_lost not in ("retry", "raise"):
-        raise InvalidOptionError(
-            f"on_lost={on_lost!r} is unknown",
-            hint='"retry" repeats a lost download within a small allowance, "raise" never.',
-        )
-    url = base_url or os.environ.get(URL_VARIABLE, "").strip() or SERVICE
-    most = None if concurrency is None else operator.index(concurrency)
-    where = resolve_location(store, storage_options)
-    purse = None if max_credits is None else Purse(secrets.token_hex(8), checked_limit(max_credits))
-    return Settings(_checked_url(url), _reference(api_key), most, on_lost, where, purse=purse)
+    return None if concurrency is None else operator.index(concurrency)
+
+
+def keys_to_share(api_key: str | None) -> dict[str, str]:
+    """Give the key that other processes of a cluster need, by the names that settings carry.
+
+    Empty if there is none here. What is given is secret.
+    """
+    key = os.environ.get(KEY_VARIABLE, "").strip() if api_key is None else api_key
+    if not key:
+        return {}
+    return dict.fromkeys((_reference(key).name, f"env:{KEY_VARIABLE}"), _checked(key))
+
+
+def take_keys(keys: Mapping[str, str]) -> None:
+    """Take keys that another process has shared."""
+    _given.update(keys)
 
 
 def offline(location: Location, missing: Missing) -> Settings:

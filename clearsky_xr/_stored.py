@@ -333,13 +333,24 @@ class FromStore:
 
     async def _buy(self, date: dt.date, fill: Fill) -> None:
         """Buy the claimed blocks of a date that are still missing, and keep them."""
+        stock = self.stock
+        link = stock.shared.link
+        if link is None:
+            await self._buy_claimed(date, fill, set(fill.blocks))
+            return
+        # Locks tell the processes of one machine apart; the scheduler those of a cluster.
+        async with link.claim(stock.location.digest, list(fill.blocks.values())) as got:
+            if got:  # who waits for the others looks again
+                await self._buy_claimed(date, fill, {b for b, n in fill.blocks.items() if n in got})
+
+    async def _buy_claimed(self, date: dt.date, fill: Fill, mine: set[Block]) -> None:
         stock, service = self.stock, self.service
         assert service is not None
         # Between the look that found them missing and the claim another process may have kept
         # them, or died with them in its spool.
         if not await self.replay():
             return  # who waits for this looks again
-        blocks = await self._thread(partial(stock.still_absent, date, sorted(fill.blocks)))
+        blocks = await self._thread(partial(stock.still_absent, date, sorted(mine)))
         area = await self._thread(partial(self._whole, tuple(blocks))) if blocks else None
         if area is None:
             fill.bought = set(blocks)  # nothing of them belongs to the area

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,12 @@ from clearsky_xr.sandbox import LedgerEntry, Server
 # A quiet corner of the synthetic landscape: fields only, near the zone's middle.
 FARM = (15.05, 46.05, 15.06, 46.06)
 SPRING = ("2025-04-01", "2025-04-20")  # four images, every fifth day
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Hear Ctrl-C also where the suite was started in the background of a shell."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -21,13 +21,14 @@ FLOORS = [
      "_request", "_cube"],
     ["_clock", "_location", "_budget", "_settings", "_retry", "_answers", "_gate", "_selection",
      "_plan", "_layers", "_record", "_layout", "_notices", "_availability", "_explain"],
-    ["_client", "_geotiff", "_holdings", "_spool", "_sidecar", "_store", "_loop"],
+    ["_client", "_geotiff", "_holdings", "_spool", "_sidecar", "_store", "_loop",
+     "_link", "_scheduler", "_semaphore"],
     ["_account", "_purchase", "_output", "_service", "_stock", "_stored", "_fetch", "_prefetch",
      "_array", "_hidden", "_graph", "_quote", "_planned", "_dataset",
      "_prepare", "_open", "_interrupt"],
     ["_api", "_catalogue", "_variable", "_picture", "_card",
      "_accessor", "_backend", "_progress", "_sample", "_demo",
-     "cli", "__init__"],
+     "cluster", "cli", "__init__"],
 ]  # fmt: skip
 DOORS = 2
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}

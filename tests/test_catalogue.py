@@ -366,7 +366,7 @@ def test_new_limits_hold_from_then_on(serve: Callable[..., Server]) -> None:
 def test_asking_does_not_widen_a_gate_that_has_narrowed(server: Server) -> None:
     clearsky_xr.account(**access(server))
     owner = _account.process().accounts[server.url, server.api_key]
-    owner.refused(None)
+    owner.gate.refused(None)
     clearsky_xr.account(**access(server))
     assert owner.gate._narrowed == 2
 

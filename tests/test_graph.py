@@ -473,7 +473,7 @@ def test_a_live_cluster_is_handed_nothing(c: SimpleNamespace, server: Server) ->
     before = len(server.downloads())
     with (
         distributed.LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
         ) as cluster,
         distributed.Client(cluster),
     ):

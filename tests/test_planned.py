@@ -373,7 +373,7 @@ def test_on_a_cluster_of_processes_the_price_has_a_bound(
     }
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
         ) as cluster,
         distributed.Client(cluster),
     ):
@@ -394,7 +394,7 @@ def test_on_a_cluster_in_this_process_what_is_held_is_not_planned(
     assert c.ds.clearsky.plan().exact
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0"
         ) as cluster,
         distributed.Client(cluster),
     ):

@@ -329,7 +329,7 @@ def test_a_local_cluster(serve, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = reference(serve)
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
         ) as cluster,
         distributed.Client(cluster),
     ):
