@@ -10,6 +10,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import pyproj
 import pytest
 import shapely
 import xarray as xr
@@ -182,3 +183,25 @@ def test_a_cube_of_many_dates_is_small(server: Server) -> None:
     again = pickle.loads(text)
     assert again == cube
     assert again.dates == cube.dates
+
+
+@DTYPES
+def test_what_is_bought_beside_the_area_is_left_out_in_place(
+    server: Server, counts: Counter[str], *, scaled: bool
+) -> None:
+    # So small that the window costs what the triangle costs, and is bought instead.
+    tiny = shapely.Polygon([(15.05, 46.05), (15.0525, 46.05), (15.051, 46.0515)])
+    ds = xr.open_dataset(tiny, engine="clearsky", time=SPRING, mask_and_scale=scaled,
+                         **access(server))  # fmt: skip
+    counts.clear()
+    ds.load()
+    assert counts["thread hops"] == DATES + 2  # by the short way
+    bought = shapely.from_wkt(paid(server)[0].wkt)
+    assert len(bought.exterior.coords) == 5
+    project = pyproj.Transformer.from_crs(4326, 32633, always_xy=True)
+    outline = shapely.transform(tiny, lambda xy: np.transpose(project.transform(*xy.T)))
+    x, y = np.meshgrid(ds.x.values, ds.y.values)
+    inside = shapely.intersects(outline, shapely.box(x - 5, y - 5, x + 5, y + 5))
+    assert 0.3 < inside.mean() < 0.8
+    shown = ds.reflectance.notnull() if scaled else ds.reflectance != -32768
+    np.testing.assert_array_equal(shown.values, np.broadcast_to(inside, shown.shape))
