@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import json
+import math
 import os
 import platform
 import random
@@ -122,8 +123,7 @@ class Matrix:
         finally:
             for child, _, _ in turns.values():
                 child.end()
-        for name, scaled in turns:
-            _, job, row = turns[name, scaled]
+        for (name, _), (_, job, row) in turns.items():
             largest = max((c.rows[1] - c.rows[0]) * (c.cols[1] - c.cols[0]) for c in job.calls)
             body = row.bytes // max(row.requests, 1)
             row.flight = job.connections * (body + 20 * largest)
@@ -141,7 +141,11 @@ class Matrix:
 def _agree(sums: dict[tuple[str, bool], float]) -> None:
     """Make sure that all contenders came to the same pixels."""
     for scaled in (False, True):
-        found = {name: value for (name, s), value in sums.items() if s == scaled and value == value}
+        found = {
+            name: value
+            for (name, s), value in sums.items()
+            if s == scaled and not math.isnan(value)
+        }
         for name, value in found.items():
             first = next(iter(found.values()))
             assert abs(value - first) <= 1e-5 * abs(first), (name, value, found)
@@ -195,8 +199,8 @@ def peers(
               help="Interpreters in which odc-stac and stackstac are.")  # fmt: skip
 @click.option("--output", default=_RESULTS, type=click.Path(path_type=Path))
 def main(
-    quick: bool, only: str, latencies: str, connections: str, dtypes: str, layouts: str,  # noqa: FBT001
-    contenders: str | None, repetitions: int, memory: bool, opening: bool, python: str | None,  # noqa: FBT001
+    *, quick: bool, only: str, latencies: str, connections: str, dtypes: str, layouts: str,
+    contenders: str | None, repetitions: int, memory: bool, opening: bool, python: str | None,
     output: Path,
 ) -> None:  # fmt: skip
     """Measure this package beside the floor and what users would take instead."""
@@ -250,7 +254,10 @@ def main(
         "clearsky_xr": version("clearsky-xr"),
         "minutes": round((time.perf_counter() - began) / 60, 1),
     }
-    _report.save(output, matrix.rows, opened, lengths, machine, f"{machine}\n\n{text}")
+    _report.save(
+        output, matrix.rows, opening=opened, by_length=lengths, machine=machine,
+        text=f"{machine}\n\n{text}",
+    )  # fmt: skip
     print(f"\n{machine}\n\n{text}\n\nwritten to {output}")  # noqa: T201
 
 

@@ -57,7 +57,7 @@ class Child:
         self._pipe.send((job, check))
         answer = self._pipe.recv()
         if isinstance(answer, str):
-            raise RuntimeError(answer)
+            raise RuntimeError(answer)  # noqa: TRY004  a traceback from the child
         assert isinstance(answer, Measured)
         return answer
 

@@ -149,7 +149,7 @@ def goals(rows: list[Row], opening: dict[str, float], by_length: dict[int, float
 
 
 def save(
-    folder: Path, rows: list[Row], opening: dict[str, float], by_length: dict[int, float],
+    folder: Path, rows: list[Row], *, opening: dict[str, float], by_length: dict[int, float],
     machine: dict[str, Any], text: str,
 ) -> None:  # fmt: skip
     """Write JSON, the text, and the plot."""

@@ -76,6 +76,10 @@ class Service:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it."""
         self._pipe.send(None)
         self._child.join(10)
         if self._child.is_alive():
