@@ -250,7 +250,7 @@ def plain(job: Job) -> Callable[[], Any]:
     return run
 
 
-_clusters: list[Any] = []
+clusters: list[Any] = []
 
 
 def cluster(job: Job) -> Callable[[], Any]:
@@ -259,11 +259,11 @@ def cluster(job: Job) -> Callable[[], Any]:
 
     import clearsky_xr
 
-    if not _clusters:
-        _clusters.append(
+    if not clusters:
+        clusters.append(
             Client(LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None))
         )
-    client = _clusters[0]
+    client = clusters[0]
     clearsky_xr.cluster.setup(client, api_key=job.key)
     client.run(forget)
     dataset = opened(job, {})

@@ -72,18 +72,16 @@ def _serve(folder: Path, latency: float, pipe: Connection) -> None:
 
 
 def download(job: Job, folder: Path) -> None:
-    """Put the job's answers into a folder: whole, and one file for each band (stackstac's way)."""
+    """Put the job's answers into a folder, one file for each band: stackstac reads no others."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, call in enumerate(job.calls):
-        path = folder / f"{number}.tif"
-        if path.exists():
+        if (folder / f"{number}-10.tif").exists():
             continue
         headers = {"x-api-key": job.key, "Content-Type": "application/json"}
         body = json.dumps(call.body).encode()
         request = urllib.request.Request(job.url + PATH, body, headers)  # noqa: S310  loopback
         with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
             content = answer.read()
-        path.write_bytes(content)
         with MemoryFile(content) as memory, memory.open(driver="GTiff") as image:
             profile = {**image.profile, "count": 1, "predictor": 2, "interleave": "band"}
             for band in range(1, image.count + 1):
@@ -91,16 +89,13 @@ def download(job: Job, folder: Path) -> None:
                     single.write(image.read(band), 1)
 
 
-def items(job: Job, url: str, names: list[str], *, single: bool, run: int) -> list[dict[str, Any]]:
+def items(job: Job, url: str, names: list[str], *, run: int) -> list[dict[str, Any]]:
     """Write the STAC items; the run's number keeps GDAL from remembering the last one's bytes."""
-    return [
-        _item(job, call, number, url, names, single=single, run=run)
-        for number, call in enumerate(job.calls)
-    ]
+    return [_item(job, call, number, url, names, run=run) for number, call in enumerate(job.calls)]
 
 
 def _item(
-    job: Job, call: Call, number: int, url: str, names: list[str], *, single: bool, run: int
+    job: Job, call: Call, number: int, url: str, names: list[str], *, run: int
 ) -> dict[str, Any]:
     box = job.work.geobox[slice(*call.rows), slice(*call.cols)]
     outline = box.geographic_extent
@@ -108,20 +103,10 @@ def _item(
     day = dt.datetime.combine(job.work.days[call.date], dt.time(), dt.UTC)
     raster = {"data_type": "int16", "nodata": -32768, "scale": 0.0001, "offset": 0}
     common = {"type": "image/tiff; application=geotiff; profile=cloud-optimized", "roles": ["data"]}
-    if single:
-        assets = {
-            name: {**common, "href": f"{url}/{number}-{k}.tif?{run}", "raster:bands": [raster]}
-            for k, name in enumerate(names, 1)
-        }
-    else:
-        assets = {
-            "image": {
-                **common,
-                "href": f"{url}/{number}.tif?{run}",
-                "eo:bands": [{"name": name} for name in names],
-                "raster:bands": [raster] * len(names),
-            }
-        }
+    assets = {
+        name: {**common, "href": f"{url}/{number}-{k}.tif?{run}", "raster:bands": [raster]}
+        for k, name in enumerate(names, 1)
+    }
     return {
         "type": "Feature",
         "stac_version": "1.0.0",

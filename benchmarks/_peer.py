@@ -53,8 +53,8 @@ def stack(job: dict[str, Any], items: list[Any]) -> Any:
     cube = stackstac.stack(
         items, assets=job["bands"], epsg=job["epsg"], resolution=job["pixel"],
         bounds=(job["x"], job["y"] - far, job["x"] + far, job["y"]), snap_bounds=False,
-        dtype="float32" if job["scaled"] else "int16",
-        fill_value=np.float32(np.nan) if job["scaled"] else np.int16(-32768),
+        dtype="float64" if job["scaled"] else "int16",
+        fill_value=np.nan if job["scaled"] else np.int16(-32768),
         rescale=job["scaled"], chunksize=(1, 1, 1024, 1024), gdal_env=env,
     )  # fmt: skip
     with dask.config.set(scheduler="threads", num_workers=job["connections"]):

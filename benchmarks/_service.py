@@ -107,7 +107,7 @@ def _serve(layout: str, pipe: Connection) -> None:
                 continue
             downloads = server.downloads()
             new, seen = downloads[seen:], len(downloads)
-            pipe.send((len(new), sum(entry.bytes or 0 for entry in new), _busy(events, value)))
+            pipe.send((len(new), sum(entry.bytes or 0 for entry in new), busy(events, value)))
             events.clear()
 
 
@@ -129,7 +129,8 @@ def _watch_slots() -> list[tuple[float, int]]:
     return events
 
 
-def _busy(events: list[tuple[float, int]], limit: int) -> float:
+def busy(events: list[tuple[float, int]], limit: int) -> float:
+    """Give the share of connections in use from the first arrival to the last one."""
     arrivals = [when for when, step in events if step > 0]
     if len(arrivals) <= limit:
         return float("nan")
