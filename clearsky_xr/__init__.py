@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from . import cluster as cluster
     from . import errors as errors
     from . import sandbox as sandbox
+    from ._accessor import ArrayAccessor, ClearSkyAccessor
     from ._api import budget, open_store, open_timeseries, plan, resolve, spent
     from ._availability import Availability
     from ._budget import Budget, Spent
@@ -27,11 +28,14 @@ if TYPE_CHECKING:
     from ._planned import Estimate, Plan
     from ._progress import progress
     from ._sample import sample
+    from ._show_versions import show_versions
 
 __all__ = [
     "AccountStatus",
+    "ArrayAccessor",
     "Availability",
     "Budget",
+    "ClearSkyAccessor",
     "Cube",
     "Estimate",
     "Plan",
@@ -50,14 +54,17 @@ __all__ = [
     "resolve",
     "sample",
     "sandbox",
+    "show_versions",
     "spent",
 ]
 
 # Loaded on first use: xarray imports this package whenever it looks for engines.
 _HOMES = {
     "AccountStatus": "._catalogue",
+    "ArrayAccessor": "._accessor",
     "Availability": "._availability",
     "Budget": "._budget",
+    "ClearSkyAccessor": "._accessor",
     "Cube": "._cube",
     "Estimate": "._planned",
     "Plan": "._planned",
@@ -73,6 +80,7 @@ _HOMES = {
     "progress": "._progress",
     "resolve": "._api",
     "sample": "._sample",
+    "show_versions": "._show_versions",
     "spent": "._api",
 }
 

@@ -2,44 +2,41 @@
 
 from __future__ import annotations
 
-import datetime as dt
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import xarray as xr
-from tqdm.auto import tqdm
 
 from . import _loop
 from ._account import process
-from ._array import opened
-from ._blocks import Block
 from ._budget import Spent
 from ._card import card
 from ._cube import Cube
+from ._export import to_geotiff
 from ._notices import warn
 from ._picture import BRIGHT, TRUE_COLOUR, index, plot_rgb, rgb
-from ._pixels import PixelSet
 from ._planned import Estimate, Plan, estimate_of, plan_of
 from ._prefetch import missing, prefetch
-from ._selection import Pointwise, Selection, read_key
+from ._progress import tqdm
+from ._receipts import fetched, receipts, stock_behind, with_receipts
 from ._settings import Settings
-from ._stock import Stock, stock_of
-from ._variable import behind
+from ._shown import cube_of, selection_of
 from .errors import InputError, InvalidOptionError
-
-# Coordinates along time that receipts give, and their fields.
-_TAGS = {
-    "model_version": "model_version",
-    "image_version": "image_version",
-    "image_constellations": "constellations",
-}
 
 
 @xr.register_dataarray_accessor("clearsky")  # type: ignore[no-untyped-call]
 class ArrayAccessor:
-    """What can be said of any DataArray that hangs on a cube, after any operations."""
+    """What can be said of any DataArray that hangs on a cube, after any operations.
+
+    It is ``array.clearsky``, and never made by hand.
+
+    Parameters
+    ----------
+    obj : xarray.DataArray
+    """
 
     def __init__(self, obj: xr.DataArray | xr.Dataset) -> None:
         self._obj = obj
@@ -85,7 +82,12 @@ class ClearSkyAccessor(ArrayAccessor):
     """What belongs to a cube that was opened with the engine ``"clearsky"``.
 
     It works on the opened Dataset and on what was selected from it, loaded or not,
-    as long as the coordinates ``time``, ``y`` and ``x`` are there.
+    as long as the coordinates ``time``, ``y`` and ``x`` are there. It is
+    ``dataset.clearsky``, and never made by hand; the name serves annotations.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
     """
 
     def __init__(self, dataset: xr.Dataset) -> None:
@@ -100,7 +102,7 @@ class ClearSkyAccessor(ArrayAccessor):
 
     def _whole(self) -> tuple[Cube, Settings] | tuple[None, None]:
         try:
-            return self._origin()
+            return cube_of(self._dataset)
         except InputError:
             return None, None
 
@@ -210,14 +212,14 @@ class ClearSkyAccessor(ArrayAccessor):
         ClearSkyError
             A request failed; what came before it is kept.
         """
-        cube, settings = self._origin()
-        self._stock()
+        cube, settings = cube_of(self._dataset)
+        stock_behind(self._dataset)
         if settings.missing != "buy":
             raise InvalidOptionError(
                 "a store that was opened with open_store buys nothing",
                 hint='Open it with xr.open_dataset(area, engine="clearsky", time=..., store=...).',
             )
-        selection = self._selection(cube)
+        selection = selection_of(self._dataset, cube)
         need = _loop.run(missing(cube, settings, selection))
         ledger = process().ledger
         before = ledger.spent()
@@ -226,19 +228,21 @@ class ClearSkyAccessor(ArrayAccessor):
             return ledger.spent() - before
 
         with tqdm(total=len(need.blocks), unit=" blocks", disable=not progress) as bar:
+            left = need.credits
 
-            def done(blocks: int) -> None:
+            def done(blocks: int, price: float) -> None:
+                nonlocal left
+                left -= price
                 money = since()
                 bar.set_postfix_str(
                     f"{money.bytes / 1e6:.1f} MB, {money.settled:.2f} credits spent, "
-                    f"{max(0.0, need.credits - money.settled):.2f} left",
+                    f"{abs(left):.2f} left",  # of -0 as well
                     refresh=False,
                 )
-                # Blocks on the edge of two tiles are met twice.
-                bar.update(min(blocks, len(need.blocks) - bar.n))
+                bar.update(blocks)
 
-            done(0)
-            notices = _loop.run(prefetch(cube, settings, selection, done))
+            done(0, 0.0)
+            notices = _loop.run(prefetch(cube, settings, selection, need, done))
         for notice in dict.fromkeys(notices):
             warn(notice)
         return since()
@@ -252,27 +256,7 @@ class ClearSkyAccessor(ArrayAccessor):
             bool, (time, block). ``row`` and ``col`` count the blocks of the store
             from its upper left corner, ``y`` and ``x`` are their centres, metres.
         """
-        cube, stock = self._origin()[0], self._stock()
-        dates, blocks = self._blocks(cube, stock)
-        values = np.zeros((len(dates), len(blocks)), bool)
-        for k, date in enumerate(dates):
-            absent = set(stock.absent(date, blocks))
-            values[k] = [block not in absent for block in blocks]
-        size = cube.grid.resolution
-        centres = [stock.store.blocks.window_of(block) for block in blocks]
-        return xr.DataArray(
-            values,
-            dims=("time", "block"),
-            coords={
-                "time": np.array(dates, "datetime64[ns]"),
-                "row": ("block", np.array([row for row, _ in blocks], int)),
-                "col": ("block", np.array([col for _, col in blocks], int)),
-                "y": ("block", np.array([-(w.row0 + w.row1) / 2 * size for w in centres], float)),
-                "x": ("block", np.array([(w.col0 + w.col1) / 2 * size for w in centres], float)),
-            },
-            name="fetched",
-            attrs={"long_name": "whether the store has the block"},
-        )
+        return fetched(self._dataset)
 
     def receipts(self) -> pd.DataFrame:
         """Give what came with the pixels that the store has of what is selected.
@@ -286,30 +270,7 @@ class ClearSkyAccessor(ArrayAccessor):
             block's share of its request), ``when`` (UTC) and ``request`` (a
             fingerprint; blocks of one request share it).
         """
-        cube, stock = self._origin()[0], self._stock()
-        dates, blocks = self._blocks(cube, stock)
-        rows = []
-        for date in dates:
-            absent = set(stock.absent(date, blocks))
-            for block in blocks:
-                if block not in absent:
-                    rows += [
-                        {"time": pd.Timestamp(date), "row": block[0], "col": block[1], **receipt}
-                        for receipt in stock.store.receipts(stock.index(date), block)
-                    ]
-        columns = [
-            "time",
-            "row",
-            "col",
-            "image_date",
-            *_TAGS.values(),
-            "credits",
-            "when",
-            "request",
-        ]
-        table = pd.DataFrame(rows, columns=columns)
-        table["when"] = pd.to_datetime(table["when"], utc=True)
-        return table
+        return receipts(self._dataset)
 
     def with_receipts(self) -> xr.Dataset:
         """Add what the receipts say as coordinates along ``time``.
@@ -320,81 +281,60 @@ class ClearSkyAccessor(ArrayAccessor):
             With ``model_version``, ``image_version`` and ``image_constellations``;
             empty where nothing was bought, or where a date's blocks differ.
         """
-        table = self.receipts()
-        times = pd.DatetimeIndex(np.atleast_1d(self._dataset["time"].values))
-        coordinates = {}
-        for name, column in _TAGS.items():
-            said = table.groupby("time")[column].agg(
-                lambda v: v.iloc[0] if v.nunique() == 1 else ""
-            )
-            values = said.reindex(times).fillna("").to_numpy(object)
-            dims = self._dataset["time"].dims
-            coordinates[name] = (dims, values if dims else values[0])
-        return self._dataset.assign_coords(coordinates)
+        return with_receipts(self._dataset)
 
-    def _origin(self) -> tuple[Cube, Settings]:
-        """Find the cube that the Dataset was opened from."""
-        for variable in self._dataset.variables.values():
-            array = behind(variable)
-            if array is not None:
-                return array.cube, array.settings
-        source = opened(self._dataset.encoding.get("source"))
-        if source is None:
-            raise InputError(
-                "this Dataset does not come from the engine 'clearsky', or no longer shows it",
-                hint="Call .clearsky on what was opened, or on a selection of it.",
-            )
-        return source
+    def to_geotiff(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        stac: bool = False,
+        overwrite: bool = False,
+        progress: bool = True,
+    ) -> list[Path]:
+        """Write a cloud-optimised GeoTIFF for each date. It buys what it writes.
 
-    def _stock(self) -> Stock:
-        settings = self._origin()[1]
-        if settings.store is None:
-            raise InvalidOptionError(
-                "this cube has no store", hint='Open it with store="fields.zarr".'
-            )
-        return stock_of(settings.store)
+        Each file holds all variables as bands of int16: numbers and scale are the
+        service's, so that what was served is written as it came, and ``CLEARSKY_SANDBOX``
+        is among the tags if it is no imagery. ``IMAGE_DATE``, ``MODEL_VERSION``,
+        ``IMAGE_VERSION`` and ``CONSTELLATIONS`` are, too, where this process or the store
+        knows them.
 
-    def _selection(self, cube: Cube) -> Selection:
-        """Read from the coordinates what of the cube is selected."""
-        try:
-            times, ys, xs = (self._dataset[name] for name in ("time", "y", "x"))
-        except KeyError as error:
-            raise InputError(
-                f"the coordinate {error} is gone", hint="Select with isel or sel, which keep it."
-            ) from None
-        where = {date: k for k, date in enumerate(cube.dates)}
-        size, window = cube.grid.resolution, cube.grid.window
-        try:
-            dates = [
-                where[day.astype("datetime64[D]").item()] for day in np.atleast_1d(times.values)
-            ]
-        except (KeyError, AttributeError):
-            raise InputError(
-                "the coordinate time has dates that the cube has not",
-                hint="Select from what was opened; decode_times=False is not understood here.",
-            ) from None
-        rows = np.floor(-ys.values / size).astype(int) - window.row0
-        cols = np.floor(xs.values / size).astype(int) - window.col0
-        inside = (rows >= 0) & (rows < cube.grid.shape[0])
-        across = (cols >= 0) & (cols < cube.grid.shape[1])
-        if not inside.all() or not across.all():
-            raise InputError("the coordinates y and x have pixels that the cube has not")
-        shape = (len(cube.dates), len(cube.layers), *cube.grid.shape)
-        layers = slice(None)
-        if ys.dims and ys.dims == xs.dims:  # points
-            first = np.array(dates).reshape(-1, *[1] * ys.ndim)
-            return read_key(Pointwise((first, layers, rows[None], cols[None])), shape)
-        return read_key((np.array(dates), layers, np.atleast_1d(rows), np.atleast_1d(cols)), shape)
+        A few dates are loaded at a time. A date whose file is complete is skipped and not
+        bought: a call that was interrupted goes on where it stood. What is paid for of
+        the dates under way is written before an error is raised.
 
-    def _blocks(self, cube: Cube, stock: Stock) -> tuple[list[dt.date], list[Block]]:
-        """Give the dates and the blocks that are selected."""
-        dates: dict[dt.date, None] = {}
-        blocks: set[Block] = set()
-        corner = cube.grid.window
-        for tile in self._selection(cube).tiles(cube.grid.window.size):
-            window = tile.pixels.window.shifted(corner.row0, corner.col0)
-            wanted = cube.wanted(PixelSet(window, tile.pixels.mask))
-            if wanted is not None:
-                blocks.update(stock.store.blocks.touched(wanted))
-            dates |= {cube.dates[date]: None for date, _ in tile.dates}
-        return sorted(dates), sorted(blocks)
+        Parameters
+        ----------
+        folder : str or path
+            Made if it is not there. Files are called ``2025-06-05.tif``.
+        stac : bool, default False
+            Write a STAC collection of all files of the folder beside them, with an
+            item for each. Needs ``pip install 'clearsky-xr[stac]'``.
+        overwrite : bool, default False
+            Write, and buy if it is not held, what is there already.
+        progress : bool, default True
+            Show a bar.
+
+        Returns
+        -------
+        list of pathlib.Path
+            A file for each date, ascending.
+
+        Raises
+        ------
+        InputError
+            The pixels are no rectangle of the cube, a variable cannot be written as
+            int16, or pystac is not there; nothing was bought.
+        InvalidOptionError
+            The folder cannot be written to, or has other images of these dates.
+        BudgetError
+            A download does not fit into a budget; what fitted is written.
+        ClearSkyError
+            A request failed; what came before it is written.
+        OSError
+            A file could not be written, or the disk may not hold the next dates, which
+            then are not bought. What was there before is as it was.
+        """
+        return to_geotiff(
+            self._dataset, Path(folder), stac=stac, overwrite=overwrite, progress=progress
+        )

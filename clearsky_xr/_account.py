@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import math
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
@@ -31,6 +33,7 @@ from ._request import Question, Request
 from ._retry import Failed, Outcome, Policy, Retry
 from ._settings import SANDBOX, Settings
 from ._spool import Recent, Spool
+from ._versions import Versions
 from .errors import ClearSkyError, RateLimitedError, ServiceUnavailableError
 
 T = TypeVar("T")
@@ -40,6 +43,10 @@ _CONNECTIONS: Final = 4
 
 # More than this one process cannot make use of, whatever the account says.
 _MOST_CONNECTIONS: Final = 256
+
+# Refusals may mean that the limits were changed; they are asked for again no more often than
+# this, seconds.
+_ASK_AGAIN: Final = 60.0
 
 TIMEOUTS = Timeouts()
 POLICY = Policy()
@@ -61,9 +68,12 @@ class Account:
         self.billing: Billing | None = None
         self._info: AccountInfo | None = None
         self._asking = asyncio.Lock()
+        self._asked = -math.inf
+        self._again: asyncio.Task[None] | None = None
         self._learning = asyncio.Lock()
         # As long as downloads belong to them.
         self._bursts: WeakValueDictionary[str, Burst] = WeakValueDictionary()
+        self._versions: defaultdict[str, Versions] = defaultdict(Versions)
 
     @property
     def gate(self) -> Door:
@@ -85,6 +95,8 @@ class Account:
 
     async def info(self, *, anew: bool = False) -> AccountInfo:
         """Give the account's limits; asks the service once per process, unless told to."""
+        if self._info is not None and not anew:
+            return self._info  # also while it is asked for again
         async with self._asking:
             if self._info is None or anew:
                 self._info = await self._free(self.client.account)
@@ -96,9 +108,20 @@ class Account:
         if self._info is None:
             return
         limit = min(self._info.connections or _CONNECTIONS, _MOST_CONNECTIONS)
-        # Setting it would also widen a gate that has narrowed after a refusal.
         if limit != self.gate.limit:
             self.gate.limit_to(limit)
+
+    def doubt_limit(self) -> None:
+        """Ask for the limits anew after a refusal: they may have been lowered meanwhile."""
+        now = _clock.monotonic()
+        if self._info is not None and now - self._asked > _ASK_AGAIN:
+            self._asked = now
+            self._again = asyncio.get_running_loop().create_task(self._ask_again())
+
+    async def _ask_again(self) -> None:
+        # What is known stays if the answer does not come: it was good until now.
+        with contextlib.suppress(ClearSkyError, Failed):
+            await self.info(anew=True)
 
     async def balance(self) -> Balance:
         """Ask for the balance; empty where the service does not tell it any more.
@@ -154,6 +177,10 @@ class Account:
             burst = Burst(lambda request: self.client.available(request.question))
             self._bursts[cube] = burst
         return burst
+
+    def versions(self, cube: str) -> Versions:
+        """Give what is known of the versions of a cube's images; `cube` is its fingerprint."""
+        return self._versions[cube]
 
     async def learn_billing(self, request: Request) -> Billing:
         """Find out how a geometry that is no rectangle is billed; asks once per process.

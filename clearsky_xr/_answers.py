@@ -213,7 +213,7 @@ def number(value: Any) -> float | None:
 
 
 def excerpt(content: bytes) -> str:
-    return clean(content[: 4 * _EXCERPT].decode("utf-8", "replace"))
+    return clean(content[: 4 * _EXCERPT].decode("utf-8", "replace")) or "(nothing)"
 
 
 def clean(text: Any) -> str:

@@ -108,7 +108,8 @@ def open_timeseries(
         Keep paid pixels in a Zarr cube there, made if it is not, and never buy them
         again. Whole blocks of 256 x 256 px with all bands of the model are bought
         then. A store keeps one area, grid and model: later on other times, bands,
-        indices and parts of the area can be opened with it.
+        indices and parts of the area can be opened with it. On object stores one
+        machine at a time may open it for new dates.
     storage_options : mapping, optional
         For a URL, as in `xarray.open_zarr`.
     chunks : int, dict, "auto" or None, default {}

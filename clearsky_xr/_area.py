@@ -145,12 +145,18 @@ def _from_file(path: Path) -> Iterator[BaseGeometry]:
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
+        if isinstance(error, IsADirectoryError) and (path / "zarr.json").exists():
+            raise InvalidAreaError(
+                f"{str(path)!r} is a Zarr cube and not an area",
+                hint="clearsky_xr.open_store opens what was bought into a store; to buy into it "
+                "give the area, and the cube as store=.",
+            ) from None
         raise InvalidAreaError(
-            f"cannot read the area file {str(path)!r}: {error.strerror}", hint=_FORMS
+            f"cannot read the area file {_named(path)}: {error.strerror}", hint=_FORMS
         ) from None
     except (ValueError, RecursionError):
         raise InvalidAreaError(
-            f"{str(path)!r} is not GeoJSON",
+            f"{_named(path)} is not GeoJSON",
             hint="Open other formats with geopandas.read_file and pass the GeoDataFrame.",
         ) from None
     yield from _from_geojson(document)
@@ -246,3 +252,9 @@ def _check_coordinates(part: Area) -> None:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _named(path: Path) -> str:
+    """Name a file; what was taken for a path may be anything."""
+    text = str(path)
+    return repr(text if len(text) <= 1000 else f"{text[:77]}...")

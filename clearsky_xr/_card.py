@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import threading
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ _SIDE: Final = 512
 _PATIENCE: Final = 3.0
 # Height and width of the map, CSS pixels.
 _MAP: Final = 150
+# To be seen on light and on dark pages: a picture does not take on their colours.
+_GREY: Final = "#808080"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +84,20 @@ class Card:
         rings = "Z".join(path(ring) for ring in _rings(self.outline))
         frame = path(shapely.box(*self.window).exterior)
         length = f"{bar / 1000:g} km" if bar >= 1000 else f"{bar:g} m"
-        return (
-            f"<svg width='{width:.0f}' height='{height + 22:.0f}' role='img' "
-            "aria-label='outline of the area' style='flex:none' fill='none' stroke='currentColor'>"
-            f"<path d='{rings}Z' fill='currentColor' fill-opacity='0.15' fill-rule='evenodd'/>"
-            f"<path d='{frame}Z' stroke-dasharray='3 3' stroke-opacity='0.6'/>"
+        svg = (
+            f"<svg xmlns='http://www.w3.org/2000/svg' width='{width:.0f}' "
+            f"height='{height + 22:.0f}' fill='none' stroke='{_GREY}'>"
+            f"<path d='{rings}Z' fill='{_GREY}' fill-opacity='0.2' fill-rule='evenodd'/>"
+            f"<path d='{frame}Z' stroke-dasharray='3 3'/>"
             f"<path d='M5 {height + 6:.0f}h{bar * scale:.1f}' stroke-width='2'/>"
-            f"<text x='5' y='{height + 19:.0f}' fill='currentColor' stroke='none' "
-            f"font-size='11'>{length}</text></svg>"
+            f"<text x='5' y='{height + 19:.0f}' fill='{_GREY}' stroke='none' "
+            f"font-family='sans-serif' font-size='11'>{length}</text></svg>"
+        )
+        # As a picture, since Jupyter takes drawings out of notebooks that others have run.
+        content = base64.b64encode(svg.encode()).decode()
+        return (
+            f"<img src='data:image/svg+xml;base64,{content}' alt='outline of the area' "
+            "style='flex:none;margin:0'/>"
         )
 
 

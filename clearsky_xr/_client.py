@@ -10,6 +10,7 @@ import asyncio
 import datetime as dt
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,13 +20,12 @@ import aiohttp
 from ._answers import Answer, excerpt, lost, number, refuse, unexpected, unreachable
 from ._answers import failure as failure_of
 from ._availability import Availability, read_availability
+from ._body import TIFF, Body
 from ._request import Question, Request
 from ._retry import Failed
 
 #: Largest JSON answer that is read, bytes: a date search may hold many outlines.
 _JSON_CAP: Final = 64 * 2**20
-
-_TIFF: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # Shorter ones, as tests have them, may be part of any word of an answer.
 _SHORTEST_SECRET: Final = 8
@@ -130,6 +130,7 @@ class Client:
             cookie_jar=aiohttp.DummyCookieJar(),
             # What is asked for is compressed inside; a compressed body could only hide its size.
             headers={"Accept-Encoding": "identity"},
+            auto_decompress=False,
         )
 
     async def close(self) -> None:
@@ -211,7 +212,7 @@ class Client:
         if answer.is_json:
             refuse(answer)
             raise unexpected(f"the download answered JSON: {excerpt(answer.content)}")
-        if not answer.content.startswith(_TIFF):
+        if not answer.content.startswith(TIFF):
             raise unexpected(f"the download is no TIFF: {excerpt(answer.content)}")
         return answer.content
 
@@ -239,7 +240,7 @@ class Client:
             failure = unreachable(
                 self._url, error, untrusted=isinstance(error, aiohttp.ClientSSLError)
             )
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, zlib.error) as error:
             failure = lost(path, error, paid=paid)
         else:
             if answer.status // 100 == 2:
@@ -269,21 +270,18 @@ class Client:
                 method, self._url + path, data=data, headers=headers, allow_redirects=False
             ) as response,
         ):
-            # Kept in parts and joined once: each other way copies a large body twice.
-            parts: list[bytes] = []
-            size = 0
-            alarm.reschedule(min(deadline, now() + self.timeouts.stall))
-            while part := await response.content.readany():
-                parts.append(part)
-                size += len(part)
-                if size > cap:
-                    response.close()
-                    raise unexpected(
-                        f"{path} answered more than the {cap:,} bytes that its answer can need"
-                    )
+            try:
+                got = Body(path, response.headers, cap)
                 alarm.reschedule(min(deadline, now() + self.timeouts.stall))
-            content = parts[0] if len(parts) == 1 else b"".join(parts)
-            return Answer(response.status, response.headers.copy(), self._redacted(content))
+                while part := await response.content.readany():
+                    got.add(part)
+                    alarm.reschedule(min(deadline, now() + self.timeouts.stall))
+            except Failed:
+                response.close()
+                raise
+            if not got.whole:
+                raise aiohttp.ClientPayloadError("the body is not whole")
+            return Answer(response.status, response.headers.copy(), self._redacted(got.content))
 
     def _redacted(self, content: bytes) -> bytes:
         """Blank the key in an answer that might be quoted in an error.
@@ -291,7 +289,7 @@ class Client:
         The old account call gives it back, and error pages may show a request's headers.
         """
         key = self._key.encode()
-        if len(key) < _SHORTEST_SECRET or content.startswith(_TIFF):
+        if len(key) < _SHORTEST_SECRET or content.startswith(TIFF):
             return content
         return content.replace(key, b"(key)")
 

@@ -88,7 +88,9 @@ def _variable(
         "preferred_chunks": preferred_chunks(cube, array.dims, together),
     }
     if scaled:
-        encoding |= {**packing, "dtype": np.dtype(np.int16)}
+        # odc-geo looks for "nodata" before "_FillValue", which is for int16 on disk alone: without
+        # it a reprojection fills with reflectances of -32768. xarray writes neither of them.
+        encoding |= {**packing, "dtype": np.dtype(np.int16), "nodata": np.nan}
     else:
         attrs = {**attrs, **packing}
     return xr.Variable(array.dims, LazilyIndexedArray(array), attrs, encoding)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from ._api import spent
+from ._progress import tqdm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

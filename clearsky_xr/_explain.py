@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Self
 
 from ._availability import Availability
 from ._request import Request
 from .errors import (
     ClearSkyError,
+    CredentialsError,
     InsufficientCreditsError,
     NoImageryError,
     NotOrderedError,
@@ -18,6 +19,9 @@ from .errors import (
 # Of these the availability call says more. Expired, restricted and partial images have no
 # documented code of their own; what there is says "recheck availability" of 1002.
 _EXPLAINED: Final = (NotOrderedError, InsufficientCreditsError, NoImageryError)
+
+# What fails one download so fails all: those that wait for their turn are not sent.
+_FINAL: Final = (CredentialsError, InsufficientCreditsError)
 
 # An error is held back no longer than this for its explanation, seconds.
 PATIENCE: Final = 10.0
@@ -42,12 +46,31 @@ class Burst:
     ----------
     over : bool
         Whether what is begun from now on fails anew.
+    final : ClearSkyError or None
+        Why nothing more of it is to be sent: the key is revoked, or the credits are used up.
     """
 
     def __init__(self, ask: Callable[[Request], Awaitable[Availability]]) -> None:
         self._ask = ask
         self._asked: dict[type[ClearSkyError], asyncio.Task[Availability | None]] = {}
         self.over = False
+        self.final: ClearSkyError | None = None
+        self._flights = 0
+
+    def __enter__(self) -> Self:
+        self._flights += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flights -= 1
+        # Whoever tries again after the last of them has done something about it.
+        if self.final is not None and not self._flights:
+            self._end()
+
+    def failed(self, error: ClearSkyError) -> None:
+        """Take note of an error, before anything else is sent."""
+        if self.final is None and isinstance(error, _FINAL):
+            self.final = error
 
     async def explain(self, error: ClearSkyError, request: Request) -> ClearSkyError:
         """Give an error of a download that also tells what the availability call says.

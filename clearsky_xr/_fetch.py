@@ -23,6 +23,7 @@ from ._settings import Settings
 from ._stock import stock_of
 from ._store import Damaged
 from ._stored import FromStore
+from ._versions import Versions
 from .errors import SpoolError
 
 # Dates that are read at a time where nothing may be bought.
@@ -76,6 +77,8 @@ class Desk:
         Dates that are handled at a time.
     notices : list of str
         What the user should hear about.
+    versions : Versions or None
+        Of the images that are bought, if any may be.
     """
 
     shared: Process
@@ -83,6 +86,7 @@ class Desk:
     source: _Source
     wide: int
     notices: list[str]
+    versions: Versions | None = None
 
     async def each(
         self, selection: Selection, work: Callable[[dt.date, int, Tile, PixelSet | None], Any]
@@ -110,6 +114,8 @@ class Desk:
         workers = [asyncio.create_task(worker()) for _ in range(self.wide)]
         try:
             await asyncio.gather(*workers)
+            if self.versions is not None:
+                self.notices.extend(self.versions.news())
         finally:
             for task in workers:
                 task.cancel()
@@ -148,21 +154,30 @@ async def open_desk(cube: Cube, settings: Settings) -> Desk:
     # Twice as many as connections: while one half is on the wire, the other one decodes.
     wide = 2 * min(owner.gate.limit, settings.concurrency or owner.gate.limit)
     if settings.store is None:
-        buyer = Buyer(shared, owner, settings, spool=shared.spool, notices=notices, bound=bound)
+        versions = owner.versions(cube.fingerprint)
+        buyer = Buyer(
+            shared, owner, settings, spool=shared.spool, notices=notices, bound=bound,
+            versions=versions,
+        )  # fmt: skip
         service = FromService(
             cube, shared=shared, owner=owner, info=info, buyer=buyer, holdings=owner.holdings
         )
-        return Desk(shared, cube, service, wide, notices)
+        return Desk(shared, cube, service, wide, notices, versions)
     stock = await shared.in_thread(partial(stock_of, settings.store), waits=True)
     own = stock.store.record.cube
-    buyer = Buyer(shared, owner, settings, spool=stock.spool, notices=notices, bound=bound)
+    versions = owner.versions(own.fingerprint)
+    buyer = Buyer(
+        shared, owner, settings, spool=stock.spool, notices=notices, bound=bound,
+        versions=versions,
+    )  # fmt: skip
     service = FromService(
         own, shared=shared, owner=owner, info=info, buyer=buyer, holdings=stock.holdings,
         corner=(own.grid.window.row0, own.grid.window.col0),
     )  # fmt: skip
     return Desk(
-        shared, cube, FromStore(cube, stock, service, settings.missing, notices), wide, notices
-    )
+        shared, cube, FromStore(cube, stock, service, settings.missing, notices), wide, notices,
+        versions,
+    )  # fmt: skip
 
 
 async def fetch(

@@ -112,8 +112,10 @@ class Gate:
         """Nobody else counts: the ledger of this process has it."""
 
     def limit_to(self, limit: int) -> None:
-        """Set the limit, when the account tells it."""
-        self.limit = self._narrowed = limit
+        """Set the limit, when the account tells it; a gate that has narrowed stays so."""
+        wide = self._narrowed >= self.limit
+        self.limit = limit
+        self._narrowed = limit if wide else min(limit, self._narrowed)
         self._wake()
 
     def refused(self, pause: float | None) -> None:

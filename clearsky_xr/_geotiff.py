@@ -18,6 +18,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 from rasterio.windows import Window as FileWindow
 
+from ._answers import clean
 from ._bands import parse_bandnames
 from ._layers import NODATA
 from ._pixels import Window
@@ -152,7 +153,7 @@ def _refusing() -> Iterator[None]:
     # The warning is an error where the user has made warnings errors.
     except (RasterioError, ValueError, OSError, NotGeoreferencedWarning) as error:
         raise UnexpectedImageError(
-            f"the image cannot be decoded: {type(error).__name__}: {str(error)[:200]}"
+            f"the image cannot be decoded: {type(error).__name__}: {clean(error)}"
         ) from None
 
 
@@ -240,7 +241,8 @@ def _differs(
     what: str, expected: Any, got: Any, error: type[UnexpectedImageError] = UnexpectedImageError
 ) -> UnexpectedImageError:
     return error(
-        f"{what} of the image is {got}, expected {expected}",
+        # What the file says may be of any length, and hold anything.
+        f"{what} of the image is {clean(got)}, expected {expected}",
         hint="The service's answer is not what was asked for. The paid bytes are kept aside; show "
         "them to the vendor.",
     )

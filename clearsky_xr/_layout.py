@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -32,7 +32,9 @@ class Odd(Exception):  # noqa: N818  it never reaches a user
     """Something is not as it was made."""
 
 
-def check_arrays(root: Any, cube: Cube, blocks: Blocks, *, declared: int | None = None) -> int:
+def check_arrays(
+    root: Any, cube: Cube, blocks: Blocks, *, declared: int | None = None
+) -> dict[str, Any]:
     """Make sure that the arrays of a store are as they were made.
 
     Parameters
@@ -48,8 +50,8 @@ def check_arrays(root: Any, cube: Cube, blocks: Blocks, *, declared: int | None 
 
     Returns
     -------
-    int
-        The number of dates.
+    dict of str to zarr.Array
+        By name; looked up once, since each look-up waits for Zarr's own thread.
 
     Raises
     ------
@@ -59,7 +61,8 @@ def check_arrays(root: Any, cube: Cube, blocks: Blocks, *, declared: int | None 
         Whatever Zarr raises on metadata that make no sense.
     """
     bands, (rows, cols) = len(cube.bands), cube.grid.shape
-    count = root["time"].shape[0] if declared is None else declared
+    arrays = {name: _array(root, name) for name in (PIXELS, RECEIPTS, "time", "band", "y", "x")}
+    count = arrays["time"].shape[0] if declared is None else declared
     if count > _MOST_DATES:
         raise Odd(f"it has {count} dates")
     expected: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], list[str]]] = {
@@ -75,9 +78,7 @@ def check_arrays(root: Any, cube: Cube, blocks: Blocks, *, declared: int | None 
         "x": ("float64", (cols,), (cols,), ["x"]),
     }  # fmt: skip
     for name, (dtype, shape, chunks, dims) in expected.items():
-        if name not in root or not hasattr(root[name], "dtype"):
-            raise Odd(f"it has no array {name}")
-        array = root[name].metadata.to_dict()
+        array = arrays[name].metadata.to_dict()
         found = tuple(array["shape"])
         if declared is not None and dims[0] == "time" and len(found) == len(shape):
             found = (min(found[0], count), *found[1:])
@@ -93,18 +94,35 @@ def check_arrays(root: Any, cube: Cube, blocks: Blocks, *, declared: int | None 
                 raise Odd(f"the {what} of its array {name}: {is_now}, was {was}")
         if odd := {codec["name"] for codec in array["codecs"]} - _CODECS:
             raise Odd(f"a codec of its array {name}: {', '.join(map(str, odd))}")
-    pixels = root[PIXELS]
+    pixels = arrays[PIXELS]
     if pixels.fill_value != NODATA:
         raise Odd(f"the fill value of its array {PIXELS}: {pixels.fill_value}")
     if pixels.attrs.get("scale_factor") != 1 / REFLECTANCE or "add_offset" in pixels.attrs:
         raise Odd(f"the scale of its array {PIXELS}")
-    if root["time"].attrs.get("units") != TIME_UNITS:
+    if arrays["time"].attrs.get("units") != TIME_UNITS:
         raise Odd("the units of its array time")
-    return int(count)
+    return arrays
 
 
-def read_dates(root: Any, grid: Grid, bands: Sequence[str], count: int) -> dict[dt.date, int]:
+def _array(root: Any, name: str) -> Any:
+    try:
+        array = root[name]
+    except KeyError:
+        array = None
+    if not hasattr(array, "dtype"):
+        raise Odd(f"it has no array {name}")
+    return array
+
+
+def read_dates(arrays: Mapping[str, Any], grid: Grid, bands: Sequence[str]) -> dict[dt.date, int]:
     """Read where each date lies, once the coordinates are known to be those of the record.
+
+    Parameters
+    ----------
+    arrays : mapping of str to zarr.Array
+        As `check_arrays` gives them.
+    grid : Grid
+    bands : sequence of str
 
     Raises
     ------
@@ -116,11 +134,11 @@ def read_dates(root: Any, grid: Grid, bands: Sequence[str], count: int) -> dict[
     axes = grid.geobox.coordinates
     own = {"band": bands, "y": axes["y"].values, "x": axes["x"].values}
     for name, values in own.items():
-        if list(root[name][:]) != list(values):
+        if list(arrays[name][:]) != list(values):
             raise Odd(f"its coordinate {name} is not that of its record")
-    if root["x"].attrs.get("crs") != f"EPSG:{grid.epsg}":
+    if arrays["x"].attrs.get("crs") != f"EPSG:{grid.epsg}":
         raise Odd("its CRS is not that of its record")
-    days, rest = np.divmod(np.asarray(root["time"][:], np.int64), 86400)
-    if rest.any() or len(np.unique(days)) != count or (abs(days) > _MOST_DATES).any():
+    days, rest = np.divmod(np.asarray(arrays["time"][:], np.int64), 86400)
+    if rest.any() or len(np.unique(days)) != len(days) or (abs(days) > _MOST_DATES).any():
         raise Odd("its times are not distinct days")
     return {EPOCH + dt.timedelta(int(day)): k for k, day in enumerate(days)}

@@ -30,18 +30,25 @@ class Location:
         An absolute path, a URL, or a store object.
     options : mapping, optional
         ``storage_options`` of fsspec; never shown, since they may hold secrets.
+
+    Attributes
+    ----------
+    folder : pathlib.Path or None
+        The folder of a store on a local disk; None for others.
     """
 
     target: Any
     options: Mapping[str, Any] | None = field(default=None, repr=False)
+    folder: Path | None = field(init=False, repr=False)
 
-    @property
-    def folder(self) -> Path | None:
-        """The folder of a store on a local disk; None for others."""
+    def __post_init__(self) -> None:
         if isinstance(self.target, str):
-            return None if "://" in self.target else Path(self.target)
-        root = getattr(self.target, "root", None)
-        return _real(root) if isinstance(root, Path) else None
+            folder = None if "://" in self.target else Path(self.target)
+        else:
+            root = getattr(self.target, "root", None)
+            folder = _real(root) if isinstance(root, Path) else None
+        # Once: whether a block is there is asked for each block of each date.
+        object.__setattr__(self, "folder", folder)
 
     @property
     def name(self) -> str:

@@ -12,27 +12,66 @@ import threading
 import weakref
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future
-from typing import Any, TypeVar
+from contextlib import ContextDecorator
+from types import TracebackType
+from typing import Any, Final, TypeVar
 
 from .errors import ClearSkyError
 
 T = TypeVar("T")
 
+# The end of a process waits no longer for the loop, seconds.
+_END: Final = 1.0
+
 _lock = threading.Lock()
 # What threads wait for that Ctrl-C does not reach.
 _waited_for: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
 _loop: asyncio.AbstractEventLoop | None = None
+_thread: threading.Thread | None = None
 
 
 def background() -> asyncio.AbstractEventLoop:
     """Give the process's loop; starts its daemon thread on first use."""
-    global _loop  # noqa: PLW0603  one per process is the point
+    global _loop, _thread  # noqa: PLW0603  one per process is the point
     with _lock:
         if _loop is None:
             loop = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="clearsky_xr-loop", daemon=True).start()
+            _thread = threading.Thread(
+                target=_serve, args=(loop,), name="clearsky_xr-loop", daemon=True
+            )
+            _thread.start()
             _loop = loop
         return _loop
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    if asyncio.all_tasks(loop):
+        # The process ends, given up by Ctrl-C. What is under way must not be unwound as if it
+        # had failed: what was asked for has to stay on the disk, to be counted as lost.
+        threading.Event().wait()
+    loop.close()
+
+
+class Alone(ContextDecorator):
+    """Lets errors of this package out without those that they were raised during.
+
+    What those said is in their words. Dask pickles an error together with its context, and
+    exceptions of other packages do not all survive that.
+    """
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Cut the error loose."""
+        if isinstance(error, ClearSkyError):
+            error.__context__ = None
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -49,7 +88,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     if threading.current_thread() is not threading.main_thread():
         _waited_for.add(future)
     try:
-        return future.result()
+        with Alone():
+            return future.result()
     except CancelledError:
         raise ClearSkyError("the computation was interrupted", kind="interrupted") from None
     except BaseException:
@@ -65,7 +105,8 @@ def call_off() -> None:
 
 async def join(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on the background loop and await it from another loop."""
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, background()))
+    with Alone():
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, background()))
 
 
 def stop() -> None:
@@ -74,6 +115,8 @@ def stop() -> None:
     with _lock:
         if _loop is not None:
             _loop.call_soon_threadsafe(_loop.stop)
+            if _thread is not None:
+                _thread.join(_END)  # or a loop that was not closed is complained of
             _loop = None
 
 

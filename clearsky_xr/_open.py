@@ -89,8 +89,8 @@ def resolve(
         pixels=pixels,
         allow_partial=allow_partial,
     )
-    if record is not None:
-        record.check(cube, None)
+    if stock is not None:
+        stock.store.check(cube, None)
     window = cube.grid.window
     # Only a small area can lie between the pixels; a large one would take long to look through.
     if max(window.shape) <= SIDE and cube.wanted(PixelSet(window)) is None:

@@ -73,6 +73,8 @@ class Piece:
         The geometry that is sent.
     area_km2 : float
         The surface that is billed.
+    credits : float
+        The price by the contract's formula.
     unsure : bool
         The price would differ under the other way of billing.
     """
@@ -80,12 +82,8 @@ class Piece:
     pixels: PixelSet
     wkt: str
     area_km2: float
+    credits: float
     unsure: bool
-
-    @property
-    def credits(self) -> float:
-        """The price by the contract's formula."""
-        return credits_for(self.area_km2)
 
 
 def credits_for(km2: float) -> float:
@@ -154,11 +152,10 @@ def _piece(pixels: PixelSet, epsg: int, resolution: int, billing: Billing) -> Pi
     geometry = outline(pixels, epsg, resolution)
     other: Billing = "bbox" if billing == "geometry" else "geometry"
     surface = billed_km2(geometry, billing)
+    price = credits_for(surface)
     # The one download whose bill was seen was a rectangle (contract, section 12).
-    unsure = pixels.mask is not None and credits_for(surface) != credits_for(
-        billed_km2(geometry, other)
-    )
-    return Piece(pixels, wkt(geometry), surface, unsure)
+    unsure = pixels.mask is not None and price != credits_for(billed_km2(geometry, other))
+    return Piece(pixels, wkt(geometry), surface, price, unsure)
 
 
 def _split(

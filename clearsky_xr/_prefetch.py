@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ._blocks import Block
 from ._cube import Cube
 from ._fetch import open_desk
-from ._pixels import PixelSet
+from ._pixels import PixelSet, Window
 from ._selection import Selection, Tile
 from ._settings import Settings
 from ._stored import FromStore
@@ -24,10 +24,13 @@ class Missing:
     blocks : set of (datetime.date, Block)
     credits : float
         What they cost.
+    shares : dict
+        By date and window, how many of the blocks lie there first, and their price.
     """
 
     blocks: set[tuple[dt.date, Block]] = field(default_factory=set)
     credits: float = 0.0
+    shares: dict[tuple[dt.date, Window], tuple[int, float]] = field(default_factory=dict)
 
 
 async def missing(cube: Cube, settings: Settings, selection: Selection) -> Missing:
@@ -44,8 +47,10 @@ async def missing(cube: Cube, settings: Settings, selection: Selection) -> Missi
         # A block on the edge of two tiles is one block.
         new = [block for block in absent if (date, block) not in found.blocks]
         found.blocks.update((date, block) for block in new)
-        price = await source.price(date, new) if new else 0.0
-        found.credits += price  # not in one line: others add while this one waits
+        if new:
+            price = await source.price(date, new)
+            found.credits += price  # not in one line: others add while this one waits
+            found.shares[date, wanted.window] = len(new), price
 
     await desk.each(selection, work)
     found.credits = round(found.credits, 2)
@@ -53,7 +58,11 @@ async def missing(cube: Cube, settings: Settings, selection: Selection) -> Missi
 
 
 async def prefetch(
-    cube: Cube, settings: Settings, selection: Selection, done: Callable[[int], None]
+    cube: Cube,
+    settings: Settings,
+    selection: Selection,
+    need: Missing,
+    done: Callable[[int, float], None],
 ) -> list[str]:
     """Buy what a store does not have of a selection, and keep it.
 
@@ -63,8 +72,10 @@ async def prefetch(
     settings : Settings
         With a store.
     selection : Selection
+    need : Missing
+        What was missing of it.
     done : callable
-        Is told of numbers of blocks that have been bought.
+        Is told of numbers of these blocks that the store has now, and of their price.
 
     Returns
     -------
@@ -77,9 +88,9 @@ async def prefetch(
 
     async def work(date: dt.date, k: int, tile: Tile, wanted: PixelSet | None) -> None:  # noqa: ARG001
         if wanted is not None:
-            absent = await source.absent(date, wanted)
             await source.get(date, wanted)
-            done(len(absent))
+            # Also what others have bought since, such as a call that was interrupted.
+            done(*need.shares.get((date, wanted.window), (0, 0.0)))
 
     await desk.each(selection, work)
     return desk.notices

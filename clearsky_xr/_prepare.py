@@ -39,6 +39,7 @@ def origin_of(info: AccountInfo) -> Origin:
     return "synthetic" if info.sandbox == "synthetic" else "scenes"
 
 
+@_loop.Alone()
 def prepare(cube: Cube, settings: Settings, info: AccountInfo) -> list[str]:
     """Make sure that a cube's pixels can be kept in its store; buys nothing.
 
@@ -73,7 +74,7 @@ def prepare(cube: Cube, settings: Settings, info: AccountInfo) -> list[str]:
             if find(location) is None:
                 _create(location, cube, info, origin)
         stock = stock_of(location)
-    stock.store.record.check(cube, origin)
+    stock.store.check(cube, origin)
     if not set(cube.dates) <= set(stock.store.dates):
         with stock.sidecar.lock():
             try:
@@ -125,7 +126,10 @@ def stocked(
         )
     stock = fresh_stock(location)
     if stock is None:
-        raise StoreError(f"there is no store at {location.name}")
+        raise StoreError(
+            f"there is no store at {location.name}",
+            hint='xr.open_dataset(area, engine="clearsky", time=..., store=...) makes one.',
+        )
     store = stock.store
     own = store.record.cube
     all_of_it = isinstance(bands, str) and bands.strip().lower() == "all"
@@ -137,7 +141,7 @@ def stocked(
     )
     if not cube.layers:
         raise InvalidBandError("neither bands nor indices were asked for")
-    store.record.check(cube, None)
+    store.check(cube, None)
     return Stocked(cube, offline(location, missing), store.record.origin)
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-
-from tqdm.auto import tqdm
 
 from ._account import process
 from ._budget import Budget, Ledger
 from .errors import ClearSkyError
+
+with warnings.catch_warnings():
+    # In a notebook without ipywidgets a bar is a line of text. Nobody need be told whenever a
+    # cube is opened.
+    warnings.filterwarnings("ignore", "IProgress not found")
+    from tqdm.auto import tqdm as tqdm  # noqa: PLC0414  for others
 
 
 @contextmanager

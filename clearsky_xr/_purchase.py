@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from ._request import Receipt, Request
 from ._retry import Failed, Outcome, Retry
 from ._settings import Settings
 from ._spool import Recent, Spool
+from ._versions import Versions
 from .errors import SpoolError, UnexpectedImageError
 
 
@@ -117,6 +119,8 @@ class Buyer:
         What the user should hear about; it is added to.
     bound : Bound
         The budgets that hold for it.
+    versions : Versions
+        Of the cube's images.
     """
 
     def __init__(
@@ -128,6 +132,7 @@ class Buyer:
         spool: Spool,
         notices: list[str],
         bound: Bound,
+        versions: Versions,
     ) -> None:
         self._shared = shared
         self._account = owner
@@ -135,6 +140,7 @@ class Buyer:
         self.spool = spool
         self.notices = notices
         self._bound = bound
+        self.versions = versions
 
     async def buy(self, flight: Flight, burst: Burst, seat: Seat | None = None) -> Held:
         """Send a request until it is answered or not to be repeated; land the answer.
@@ -152,13 +158,21 @@ class Buyer:
         ClearSkyError
             The request failed.
         """
+        with burst:
+            content, path = await self._get(flight, burst)
+        flight.sent = True
+        held = await self._shared.in_thread(partial(self._land, content, flight, path, seat))
+        self.versions.add(held.receipt)
+        return held
+
+    async def _get(self, flight: Flight, burst: Burst) -> tuple[bytes, Path | None]:
+        """Send until it is answered; gives the bytes, and where the spool will have them."""
         owner, ledger, request = self._account, self._shared.ledger, flight.request
         retry = Retry(owner.policy)
         began: float | None = None
         while True:
             try:
-                content, path = await self._send(flight, burst)
-                break
+                return await self._send(flight, burst)
             except Failed as failed:
                 failure = failed
             flight.sent = False
@@ -177,18 +191,18 @@ class Buyer:
                     f"asked for again: {request.credits:.2f} credits may be charged twice"
                 )
             await _clock.sleep(pause)
-        flight.sent = True
-        return await self._shared.in_thread(partial(self._land, content, flight, path, seat))
 
     async def _send(self, flight: Flight, burst: Burst) -> tuple[bytes, Path | None]:
         """One attempt, inside a slot of the gate and booked in the ledger."""
         owner, ledger, request = self._account, self._shared.ledger, flight.request
         async with owner.gate.slot(self._settings.concurrency) as slot:
+            if burst.final is not None:
+                raise Failed(Outcome.REJECTED, await burst.explain(burst.final, request))
             booking = ledger.reserve(request, self._settings.purse, self._bound)
             path = None
             try:
                 await slot.book(booking)
-                path = await self._begin(request)
+                path = await self._begun(request)
             except BaseException:
                 ledger.release(booking, possibly=False)
                 raise
@@ -202,6 +216,9 @@ class Buyer:
                     self.spool.drop(path)
                 if isinstance(error, Failed) and error.outcome is Outcome.REFUSED:
                     slot.refused(owner.bearable(error.retry_after))
+                    owner.doubt_limit()
+                if isinstance(error, Failed):
+                    burst.failed(error.error)
                 if isinstance(error, Failed) and not flight.abandoned:
                     # In this slot, or another download would be sent in it meanwhile.
                     error.error = await burst.explain(error.error, request)
@@ -210,10 +227,22 @@ class Buyer:
             slot.answered()
             return content, path
 
-    async def _begin(self, request: Request) -> Path | None:
+    async def _begun(self, request: Request) -> Path | None:
+        """Let the spool take note of what is about to be sent."""
+        if not self.spool.writes_ahead:
+            return self._begin(request)
+        begin = asyncio.ensure_future(self._shared.in_thread(partial(self._begin, request)))
         try:
-            if self.spool.writes_ahead:
-                return await self._shared.in_thread(partial(self.spool.begin, request))
+            return await asyncio.shield(begin)
+        except asyncio.CancelledError:
+            # The thread goes on, whoever gives up; what it leaves would pass for sent.
+            await asyncio.wait([begin])
+            if not begin.cancelled() and (path := begin.result()) is not None:
+                self.spool.drop(path)
+            raise
+
+    def _begin(self, request: Request) -> Path | None:
+        try:
             return self.spool.begin(request)
         except OSError as error:
             self._disk_refuses(error)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
+from itertools import product
 from typing import Final
 
 import numpy as np
@@ -172,8 +173,9 @@ class _Held:
         return missing
 
     def add(self, series: Hashable, layers: tuple[str, ...], pixels: PixelSet) -> None:
+        entry = pixels, frozenset(layers)
         for cell in _cells(pixels.window):
-            self.planned.setdefault((series, cell), []).append((pixels, frozenset(layers)))
+            self.planned.setdefault((series, cell), []).append(entry)
 
 
 class _Trial:
@@ -191,6 +193,8 @@ class _Trial:
         self.covers: dict[PixelSet, tuple[Piece, ...]] = {}
         self._wanted: dict[Hashable, PixelSet | None] = {}
         self._areas: dict[Hashable, PixelSet | None] = {}
+        self._blocks: dict[PixelSet, tuple[Block, ...]] = {}
+        self._series: dict[dt.date, Hashable] = {}
 
     def wanted(self, pixels: PixelSet) -> PixelSet | None:
         """Keep what belongs to the area; the same object for equal pixels."""
@@ -207,19 +211,18 @@ class _Trial:
             return []
         lacking: PixelSet | None = wanted
         if self.store is not None:
-            stock = self.store.stock
-            known = self.store.known(wanted)
-            touched = [] if known is None else stock.store.blocks.touched(known)
             absent = [
                 block
-                for block in stock.absent(date, touched)
+                for block in self.store.stock.absent(date, self._touched(wanted))
                 if (date, block) not in self.held.blocks
             ]
             self.held.blocks.update((date, block) for block in absent)
             lacking = self._area(tuple(absent)) if absent else None
         if lacking is None:
             return []
-        series = series_of(service.cube, date)
+        if date not in self._series:
+            self._series[date] = series_of(service.cube, date)
+        series = self._series[date]
         missing = self.held.missing(series, service.cube.layers, lacking)
         if missing is None:
             return []
@@ -234,9 +237,8 @@ class _Trial:
             return 0.0
         lacking: PixelSet | None = wanted
         if self.store is not None:
-            known = self.store.known(wanted)
-            blocks = () if known is None else self.store.stock.store.blocks.touched(known)
-            lacking = self._area(tuple(blocks)) if blocks else None
+            blocks = self._touched(wanted)
+            lacking = self._area(blocks) if blocks else None
         return sum(p.credits for p in self.cover(date, lacking)) if lacking is not None else 0.0
 
     def cover(self, date: dt.date, pixels: PixelSet) -> tuple[Piece, ...]:
@@ -251,11 +253,23 @@ class _Trial:
             self.covers[pixels] = pieces
         return self.covers[pixels]
 
+    def _touched(self, wanted: PixelSet) -> tuple[Block, ...]:
+        """Find the store's blocks that hold pixels, once for all dates that want the same."""
+        assert self.store is not None
+        if wanted not in self._blocks:
+            known = self.store.known(wanted)
+            blocks = self.store.stock.store.blocks
+            self._blocks[wanted] = () if known is None else tuple(blocks.touched(known))
+        return self._blocks[wanted]
+
     def _area(self, blocks: tuple[Block, ...]) -> PixelSet | None:
         assert self.store is not None
         if blocks not in self._areas:
             store = self.store.stock.store
-            self._areas[blocks] = store.record.cube.wanted(store.blocks.whole(blocks))
+            whole = store.blocks.whole(blocks)
+            self._areas[blocks] = (
+                self.wanted(whole) if self.store.same else store.record.cube.wanted(whole)
+            )
         return self._areas[blocks]
 
 
@@ -326,7 +340,8 @@ def _wants(cube: Cube, read: Read, trial: _Trial) -> Iterable[tuple[dt.date, Pix
                 yield cube.dates[date], wanted
 
 
-def _cells(window: Window) -> Iterable[tuple[int, int]]:
-    for row in range(window.row0 // _CELL, (window.row1 - 1) // _CELL + 1):
-        for col in range(window.col0 // _CELL, (window.col1 - 1) // _CELL + 1):
-            yield row, col
+@lru_cache(4096)  # all dates have the same windows
+def _cells(window: Window) -> tuple[tuple[int, int], ...]:
+    rows = range(window.row0 // _CELL, (window.row1 - 1) // _CELL + 1)
+    cols = range(window.col0 // _CELL, (window.col1 - 1) // _CELL + 1)
+    return tuple(product(rows, cols))

@@ -99,8 +99,14 @@ class Record:
                 hint="It was made under an account with fewer bands. Use another store.",
             )
         if not self._holds(cube):
+            edges = ""
+            if self._holds(replace(cube, clip=own.clip, pixels=own.pixels)):
+                edges = (
+                    f" with clip={cube.clip} and pixels={cube.pixels!r}: it was made with "
+                    f"clip={own.clip} and pixels={own.pixels!r}"
+                )
             raise StoreMismatchError(
-                "the area reaches beyond the one that the store was made for",
+                f"the area reaches beyond the one that the store was made for{edges}",
                 hint="Open the larger area with another store, or a part of the recorded one: "
                 f"{shapely.to_wkt(own.area, rounding_precision=5)[:200]}",
             )

@@ -75,7 +75,8 @@ def sample(obj: Sampled, points: Any) -> Sampled:
         },
         attrs=whole.attrs,
     )
-    taken = taken.assign_coords(point=labels).transpose("point", ...)
+    # As values: xarray takes the name of an index for that of a dimension.
+    taken = taken.assign_coords(point=("point", labels.to_numpy())).transpose("point", ...)
     taken.encoding = whole.encoding
     if isinstance(obj, xr.DataArray):
         return taken[_NAMELESS].rename(obj.name)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _geotiff
+from . import _geotiff, _loop
 from ._account import Process, process
 from ._blocks import Block
 from ._cube import Cube
@@ -273,6 +273,7 @@ class Stock:
         return area is None or not self.absent(held.request.date, self.store.blocks.touched(area))
 
 
+@_loop.Alone()
 def stock_of(location: Location) -> Stock:
     """Find the store at a place as this process has opened it; opens it if it has not."""
     shared = process()
@@ -283,6 +284,7 @@ def stock_of(location: Location) -> Stock:
         return stock
 
 
+@_loop.Alone()
 def fresh_stock(location: Location) -> Stock | None:
     """Find a store with what other processes have done to it; None if there is none yet.
 

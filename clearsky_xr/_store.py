@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,11 +25,12 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
 from ._blocks import Block, Blocks
+from ._cube import Cube
 from ._layout import EPOCH, PIXELS, RECEIPTS, Odd, check_arrays, read_dates
 from ._location import Location
 from ._pixels import Window
-from ._record import Record, loads
-from .errors import StoreError
+from ._record import Origin, Record, loads
+from .errors import StoreError, StoreMismatchError
 
 #: Attribute of the root group that makes a Zarr cube a store.
 RECORD: Final = "clearsky_store"
@@ -89,15 +91,31 @@ class Store:
             raise _foreign(self.location, said(error)) from None
         if RECORD not in root.attrs:
             raise _foreign(self.location, "it is a Zarr group without the record of a store")
-        self.record = loads(root.attrs[RECORD])
+        try:
+            self.record = loads(root.attrs[RECORD])
+        except StoreError as error:
+            raise error.at(store=self.location.name) from None
         self.blocks = Blocks(self.record.cube.grid.window)
         try:
-            count = check_arrays(root, self.record.cube, self.blocks)
-            self.dates = read_dates(root, self.record.cube.grid, self.record.cube.bands, count)
+            arrays = check_arrays(root, self.record.cube, self.blocks)
+            self.dates = read_dates(arrays, self.record.cube.grid, self.record.cube.bands)
         except Exception as error:  # noqa: BLE001  whatever it is, it was found in the store
             raise self._broken(error) from None
-        self._pixels, self._receipts = root[PIXELS], root[RECEIPTS]
+        self._pixels, self._receipts = arrays[PIXELS], arrays[RECEIPTS]
         self._writers: tuple[Any, Any] | None = None
+
+    def check(self, cube: Cube, origin: Origin | None) -> None:
+        """Make sure that a cube can be read from it, and bought into it; see `Record.check`.
+
+        Raises
+        ------
+        StoreMismatchError
+            It names what differs, and the store.
+        """
+        try:
+            self.record.check(cube, origin)
+        except StoreMismatchError as error:
+            raise error.at(store=self.location.name) from None
 
     def changed(self) -> bool:
         """Say whether something has written metadata since they were read; on a local disk."""
@@ -125,7 +143,13 @@ class Store:
         folder = self.location.folder
         keys = {block: self._key(index, block) for block in blocks}
         if folder is not None:
-            return {block for block, key in keys.items() if (folder / key).exists()}
+            # A Path for each block would cost more than to ask for it.
+            place = str(folder)
+            return {
+                block
+                for block, key in keys.items()
+                if os.path.exists(f"{place}/{key}")  # noqa: PTH110
+            }
         try:
             found = sync(_exist(self._zarr, list(keys.values())))
         except Exception as error:  # noqa: BLE001  stores raise what they like
@@ -321,7 +345,10 @@ def zarr_store(location: Location) -> ZarrBase:
         options = None if location.options is None else dict(location.options)
         return FsspecStore.from_url(target, storage_options=options)
     except Exception as error:  # noqa: BLE001  such as a missing package of fsspec's
-        raise StoreError(f"the store {location.name} cannot be opened: {said(error)}") from None
+        raise StoreError(
+            f"the store {location.name} cannot be opened: {said(error)}",
+            hint="fsspec opens URLs: it needs a package for each kind, such as s3fs for s3://.",
+        ) from None
 
 
 def _is_empty(location: Location) -> bool:
@@ -363,7 +390,10 @@ def publish(made: ZarrBase, store: ZarrBase) -> None:
 
 
 def _unreachable(location: Location, error: Exception) -> StoreError:
-    return StoreError(f"the store {location.name} cannot be reached: {said(error)}")
+    return StoreError(
+        f"the store {location.name} cannot be reached: {said(error)}",
+        hint="Credentials, endpoint and region go into storage_options=, as fsspec takes them.",
+    )
 
 
 def _foreign(location: Location, why: str) -> StoreError:

@@ -79,6 +79,11 @@ class FromStore:
         What pixels are that were never bought, if nothing may be bought.
     notices : list of str
         What the user should hear about.
+
+    Attributes
+    ----------
+    same : bool
+        Whether the cube has the store's own area and edge, and not only a part of it.
     """
 
     def __init__(
@@ -90,8 +95,8 @@ class FromStore:
         notices: list[str],
     ) -> None:
         own = stock.store.record.cube
-        self._same = (own.clip, own.pixels) == (cube.clip, cube.pixels) and own.area == cube.area
-        if not self._same:  # a part of the store's area, or of another store at its place
+        self.same = (own.clip, own.pixels) == (cube.clip, cube.pixels) and own.area == cube.area
+        if not self.same:  # a part of the store's area, or of another store at its place
             try:
                 stock.store.record.check(cube, None)
             except StoreMismatchError as error:
@@ -136,7 +141,7 @@ class FromStore:
             windows = [wanted.window]  # one read for all of them
         else:
             windows = [blocks.window_of(block) & wanted.window for block in sorted(stored)]
-        there = (Stored(self.stock, date, PixelSet(window), self._same) for window in windows)
+        there = (Stored(self.stock, date, PixelSet(window), self.same) for window in windows)
         return [*fresh, *there]
 
     async def bring(self, date: dt.date, wanted: PixelSet) -> tuple[set[Block], list[Answer]]:
@@ -181,7 +186,7 @@ class FromStore:
 
     def known(self, wanted: PixelSet) -> PixelSet | None:
         """Leave out what a part touches beyond the rim of the recorded area."""
-        if self._same:
+        if self.same:
             return wanted
         if wanted.window not in self._areas:
             self._areas[wanted.window] = self.stock.store.record.cube.wanted(

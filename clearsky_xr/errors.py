@@ -84,7 +84,7 @@ class ClearSkyError(Exception):
     def __str__(self) -> str:
         where = ", ".join(
             f"{name} {self.details[name]}"
-            for name in ("date", "window", "kept")
+            for name in ("store", "date", "window", "kept")
             if name in self.details
         )
         text = f"{self.message} [{where}]" if where else self.message

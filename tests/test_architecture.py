@@ -19,16 +19,17 @@ ROOT = Path(clearsky_xr.__file__).parent
 FLOORS = [
     ["errors", "_pixels", "_blocks", "_bands", "_area", "_dates", "_grid", "_mask", "_geometry",
      "_request", "_cube"],
-    ["_clock", "_location", "_budget", "_settings", "_retry", "_answers", "_gate", "_selection",
+    ["_clock", "_location", "_budget", "_settings", "_retry", "_answers", "_body", "_versions",
+     "_gate", "_selection",
      "_plan", "_layers", "_record", "_layout", "_notices", "_availability", "_explain"],
-    ["_client", "_geotiff", "_holdings", "_spool", "_sidecar", "_store", "_loop",
+    ["_client", "_geotiff", "_cog", "_holdings", "_spool", "_sidecar", "_store", "_loop",
      "_link", "_scheduler", "_semaphore"],
     ["_account", "_purchase", "_output", "_service", "_stock", "_stored", "_fetch", "_prefetch",
      "_array", "_hidden", "_graph", "_quote", "_planned", "_dataset",
      "_prepare", "_open", "_interrupt"],
-    ["_api", "_catalogue", "_variable", "_picture", "_card",
-     "_accessor", "_backend", "_progress", "_sample", "_demo",
-     "cluster", "cli", "__init__"],
+    ["_api", "_catalogue", "_variable", "_picture", "_card", "_progress", "_shown", "_receipts",
+     "_stac", "_packing", "_export", "_accessor", "_backend", "_sample", "_demo",
+     "_show_versions", "cluster", "cli", "__init__"],
 ]  # fmt: skip
 DOORS = 2
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
@@ -47,6 +48,8 @@ SANDBOX_USERS = {"_account", "__init__", "cli", "_demo"}
 
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
 SANDBOX = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("sandbox/**/*.py"))
+#: A folder of its own on the top floor: it may import everything, and nothing imports it.
+CLI = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("cli/*.py"))
 
 
 def imports(path):
@@ -111,6 +114,12 @@ def test_the_sandbox_stands_on_the_ground_floor(path):
         assert other == "sandbox" or other in FLOORS[0], f"{path} imports {other}"
 
 
+def test_nothing_imports_the_command_line():
+    assert CLI, "there is a command line"
+    for path in [*(f"{name}.py" for name in MODULES if name != "__main__"), *SANDBOX]:
+        assert "cli" not in own(ROOT / path), path
+
+
 def test_the_walk_sees_every_kind_of_import(tmp_path, monkeypatch):
     """Guards the tests above: one that sees nothing would always be green."""
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
@@ -163,7 +172,7 @@ for name in sys.argv[1:]:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_every_module_can_be_imported_alone():
     names = [f"clearsky_xr.{name}" for name in MODULES if name not in ("__init__", "__main__")]
-    names += ["clearsky_xr." + path[:-3].replace("/", ".") for path in SANDBOX]
+    names += ["clearsky_xr." + path[:-3].replace("/", ".") for path in [*SANDBOX, *CLI]]
     if importlib.util.find_spec("matplotlib") is None:
         names.remove("clearsky_xr._demo")
     assert run(ALONE, *names) == ""

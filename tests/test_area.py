@@ -295,7 +295,17 @@ def test_a_file_that_is_no_geojson_says_what_to_do(tmp_path):
         resolve_area(path)
 
 
+def test_a_store_is_no_area(tmp_path):
+    (tmp_path / "zarr.json").write_text("{}")
+    with pytest.raises(InvalidAreaError, match=r"Zarr cube(.|\n)*open_store"):
+        resolve_area(tmp_path)
+    (tmp_path / "zarr.json").unlink()
+    with pytest.raises(InvalidAreaError, match="Is a directory"):
+        resolve_area(str(tmp_path))
+
+
 def test_long_arguments_are_cut_in_messages():
-    with pytest.raises(InvalidAreaError) as caught:
-        resolve_area(list(range(10_000)))
-    assert len(caught.value.message) < 150
+    for wrong in (list(range(10_000)), "[" * 100_000, "no file " * 10_000, "\0" * 10_000):
+        with pytest.raises(InvalidAreaError) as caught:
+            resolve_area(wrong)
+        assert len(caught.value.message) < 400

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import clearsky_xr
-from clearsky_xr import _account
 from clearsky_xr._budget import Budget, Ledger, Purse, Spent
 from clearsky_xr._pixels import PixelSet, Window
 from clearsky_xr._request import Request
@@ -192,36 +191,6 @@ def test_a_purse_is_found_again_by_its_name():
 def test_a_limit_is_a_number(limit):
     with pytest.raises(InvalidOptionError, match="credits"):
         clearsky_xr.budget(limit)
-
-
-def test_racing_threads_never_pass_a_budget(serve):
-    """40 pixels of one date at a cent each, eight threads, 17 cents."""
-    server = serve()
-    ds = clearsky_xr.open_timeseries(FARM, ["2025-04-01"], chunks=None, **access(server))
-    start, refused = threading.Barrier(8), []
-
-    def work(number):
-        start.wait()
-        for k in range(5):
-            try:
-                ds.reflectance.isel(x=2 * number, y=3 * k).load()
-            except BudgetError as error:
-                refused.append(error)
-
-    with clearsky_xr.budget(0.17) as b:
-        crowd = [threading.Thread(target=work, args=(n,)) for n in range(8)]
-        for thread in crowd:
-            thread.start()
-        for thread in crowd:
-            thread.join()
-    assert credits_of(server) == b.report().settled == 0.17
-    assert len(refused) == 40 - 17
-    assert all(error.details["date"] == "2025-04-01" for error in refused)
-    # What was refused has left nothing reserved, and can be bought outside.
-    assert _account.process().ledger.spent() == Spent(
-        0.17, 0, 0, 17, sum(entry.bytes for entry in paid(server))
-    )
-    ds.reflectance.isel(x=slice(0, 16, 2), y=slice(0, 15, 3)).load()
 
 
 def test_max_credits_holds_for_what_was_opened(serve):

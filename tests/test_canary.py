@@ -442,24 +442,6 @@ def test_wrong_options_beside_a_key(canary: Server) -> None:
     assert not canary.ledger()
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-@pytest.mark.parametrize("endpoint", ["account", "search", "composite"])
-def test_the_key_goes_to_the_configured_origin_only(serve, status: int, endpoint: str) -> None:
-    # The other server takes the same key: it would answer well if it were asked.
-    other = serve(api_key=KEY)
-    paths = {
-        "account": "/api/account/info",
-        "search": "/api/satelliteimages/search/available",
-        "composite": "/api/satelliteimages/process/composite",
-    }
-    answer = faults.Answer(status, headers={"Location": other.url + paths[endpoint]})
-    server = serve(api_key=KEY, faults=[Fault("redirect", answer, endpoint=endpoint, times=None)])
-    with pytest.raises(errors.UnexpectedResponseError, match=f"redirect .{status}."):
-        xr.open_dataset(FARM, engine="clearsky", time=SPRING, **access(server)).load()
-    assert other.ledger() == []
-    assert [e.endpoint for e in server.ledger()].count(endpoint) >= 1
-
-
 def test_a_proxy_of_the_environment_is_not_used(
     serve, canary: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 
@@ -156,3 +157,35 @@ def test_the_warning_is_an_ordinary_one():
     assert issubclass(ClearSkyWarning, UserWarning)
     warning = pickle.loads(pickle.dumps(ClearSkyWarning("it may cost")))
     assert (type(warning), str(warning)) == (ClearSkyWarning, "it may cost")
+
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "errors.md"
+
+
+def sections():
+    """Name to text of the sections of the page."""
+    parts = re.split(r"^#{2,3} (\w+)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_the_page_has_a_section_for_each_error():
+    named = {name for name in sections() if name.startswith("ClearSky") or hasattr(errors, name)}
+    assert named == {cls.__name__ for cls in (*CLASSES, ClearSkyWarning)}
+
+
+@by_name
+def test_each_section_says_what_it_means_whether_money_was_spent_and_what_to_do(cls):
+    text = sections()[cls.__name__]
+    assert re.match(r"\*[^*]+\*", text.strip()), "what it means"
+    (money,) = re.findall(r"Money:\s+(\w+)", text)
+    assert money == cls.spent
+    assert "What to do:" in text
+
+
+def test_the_tree_of_the_page_follows_the_classes():
+    """A section under a heading of its own stands where its base stands."""
+    order = list(sections())
+    for cls in CLASSES:
+        (base,) = [b for b in cls.__bases__ if b not in (ValueError, Exception)] or [None]
+        if base is not None:
+            assert order.index(base.__name__) < order.index(cls.__name__)

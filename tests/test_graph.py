@@ -8,6 +8,7 @@ import operator
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -497,3 +498,80 @@ def test_a_year_over_sixty_kilometres_is_quick(server: Server) -> None:
     assert len(found) == 13 * -(-rows // 512) * -(-cols // 512)
     tiles = [tile for read in found for tile in read.selection.tiles(10**9)]
     assert sum(len(tile.pixels) * len(tile.dates) for tile in tiles) == 52 * rows * cols
+
+
+# --- what xarray computes while an expression is still being built: docs/plan.md
+
+COMPUTED: dict[str, Callable[[xr.Dataset], Any]] = {
+    "dropna": lambda d: d.ndvi.dropna("time"),
+    "sortby values": lambda d: d.sortby(d.ndvi.isel(x=0, y=0)),
+    "to_dataframe": lambda d: d.ndvi.isel(x=0).to_dataframe(),
+    "to_pandas": lambda d: d.ndvi.isel(x=0).to_pandas(),
+    "merge of parts": lambda d: xr.merge(
+        [d.ndvi.isel(x=slice(0, 9)), d.ndvi.isel(x=slice(5, 20))],
+        compat="no_conflicts", join="outer",
+    ),
+    "equals": lambda d: (d.ndvi + 1).equals(d.ndvi * 2),
+    "identical": lambda d: (d.ndvi + 1).identical(d.ndvi * 2),
+    "bool": lambda d: bool((d.ndvi > 0).any()),
+    "float": lambda d: float(d.ndvi.mean()),
+    "values": lambda d: d.ndvi.values,
+    "asarray": lambda d: np.asarray(d.ndvi),
+    "unique": lambda d: np.unique(d.ndvi),
+    "rio.reproject": lambda d: d.ndvi.rio.reproject(3857),
+}  # fmt: skip
+STAY_LAZY: dict[str, Callable[[xr.Dataset], Any]] = {
+    "printing": lambda d: repr(d) + d._repr_html_() + repr(d.ndvi),
+    "isel": lambda d: d.isel(x=0),
+    "sel": lambda d: d.sel(time="2025-05-01"),
+    "arithmetic": lambda d: d.ndvi + 2 * d.reflectance,
+    "where": lambda d: d.where(d.ndvi > 0),
+    "fillna": lambda d: d.fillna(0).clip(0, 1),
+    "resample": lambda d: d.resample(time="10D").mean(),
+    "rolling": lambda d: d.rolling(time=2).mean(),
+    "coarsen": lambda d: d.coarsen(x=4, boundary="trim").mean(),
+    "groupby": lambda d: d.groupby("time.month").mean(),
+    "groupby_bins": lambda d: d.ndvi.groupby_bins("x", 3).mean(),
+    "weighted": lambda d: d.ndvi.weighted(0 * d.y + 1).mean("y"),
+    "quantile": lambda d: d.ndvi.chunk(time=-1).quantile(0.5, "time"),
+    "idxmax": lambda d: d.ndvi.idxmax("time"),
+    "polyfit": lambda d: d.ndvi.chunk(time=-1).polyfit("time", 1),
+    "interp": lambda d: d.ndvi.interp(x=d.x[:5] + 1),
+    "interpolate_na": lambda d: d.ndvi.chunk(time=-1).interpolate_na("time"),
+    "stack, unstack": lambda d: d.stack(z=("y", "x")).unstack("z"),
+    "reindex": lambda d: d.reindex(x=d.x[::2]),
+    "concat": lambda d: xr.concat([d, d], "n"),
+    "combine_by_coords": lambda d: xr.combine_by_coords([d.isel(time=[0]), d.isel(time=[1])]),
+    "combine_first": lambda d: d.combine_first(d),
+    "merge of variables": lambda d: xr.merge([d.ndvi, d.reflectance]),
+    "map_blocks": lambda d: xr.map_blocks(lambda part: part, d.ndvi),
+    "map_blocks, template": lambda d: xr.map_blocks(lambda part: part, d.ndvi, template=d.ndvi),
+    "corr": lambda d: xr.corr(d.ndvi, d.reflectance.sel(band="B4")),
+    "dot": lambda d: d.ndvi.dot(d.ndvi),
+    "cumsum, diff": lambda d: d.ndvi.cumsum("time").diff("time"),
+    "shift, pad": lambda d: d.ndvi.shift(x=1).pad(x=1),
+    "copy": lambda d: d.copy(deep=True),
+    "tokenize": dask.base.tokenize,
+    "chunk": lambda d: d.chunk(x=9),
+    "odc.reproject": lambda d: d.ndvi.odc.reproject(3857),
+}
+
+
+def test_what_xarray_computes_at_once(
+    c: SimpleNamespace, asked: list[tuple[Cube, tuple[str, ...], Selection]]
+) -> None:
+    for name, build in COMPUTED.items():
+        asked.clear()
+        build(c.ds)
+        assert asked, name
+
+
+@pytest.mark.filterwarnings("ignore:The 'shapely.ops.transform:DeprecationWarning")  # odc-geo's
+def test_what_stays_lazy(
+    c: SimpleNamespace, asked: list[tuple[Cube, tuple[str, ...], Selection]], tmp_path: Path
+) -> None:
+    for name, build in STAY_LAZY.items():
+        build(c.ds)
+        assert not asked, name
+    c.ds.to_zarr(tmp_path / "x.zarr", compute=False, consolidated=False)
+    assert not asked

@@ -267,30 +267,6 @@ CHILDREN = """
 """
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_children_with_the_key_in_the_environment(serve, method: str, tmp_path: Path) -> None:
-    server = serve()
-    # In a script of its own: a fork server keeps the environment in which it once began.
-    total = run(
-        CHILDREN, tmp_path, method, server.url, server.api_key, "2025-04-06",
-        CLEARSKY_API_KEY=server.api_key,
-    )  # fmt: skip
-    expected = reference(serve).reflectance.isel(time=[1], x=slice(0, 20)).astype("f8").sum()
-    assert float(total) == pytest.approx(float(expected), rel=1e-12)
-    assert len(paid(server)) == 1
-
-
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_children_without_the_key_say_where_it_belongs(
-    server: Server, method: str, tmp_path: Path
-) -> None:
-    out = run(CHILDREN, tmp_path, method, server.url, server.api_key, "2025-04-06")
-    assert out.startswith("CredentialsError: ")
-    assert "CLEARSKY_API_KEY" in out
-    assert server.api_key not in out
-    assert not server.downloads()
-
-
 def test_a_key_of_the_environment_that_went_away(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -38,3 +40,21 @@ def test_it_ends_with_an_error(server: Server, capsys: pytest.CaptureFixture[str
     with pytest.raises(RuntimeError), clearsky_xr.progress(leave=False):
         raise RuntimeError
     assert not _account.process().ledger.watchers
+
+
+BARE_NOTEBOOK = """
+import sys, types
+sys.modules["ipykernel.zmqshell"] = types.ModuleType("zmqshell")  # what tqdm looks for
+sys.modules["IPython"] = types.SimpleNamespace(get_ipython=object)
+sys.modules["ipywidgets"] = None
+import clearsky_xr
+clearsky_xr.progress
+"""
+
+
+def test_a_notebook_without_widgets_hears_no_warning() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BARE_NOTEBOOK],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.metadata
 import inspect
+import io
 import re
 import subprocess
 import sys
@@ -216,6 +218,7 @@ def test_everything_public_is_documented(name: str) -> None:
         "clearsky_xr._api",
         "clearsky_xr._catalogue",
         "clearsky_xr._sample",
+        "clearsky_xr._show_versions",
         "clearsky_xr.sandbox._serve",
     ],
 )
@@ -224,6 +227,21 @@ def test_examples_run(name: str) -> None:
     result = doctest.testmod(module, extraglobs={"clearsky_xr": clearsky_xr})
     assert result.failed == 0
     assert result.attempted > 0
+
+
+def test_versions_tell_what_is_needed_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLEARSKY_API_KEY", "canary")
+    out = io.StringIO()
+    clearsky_xr.show_versions(out)
+    told = dict(line.split(": ") for line in out.getvalue().splitlines())
+    assert told["clearsky-xr"] == importlib.metadata.version("clearsky-xr")
+    assert told["xarray"] == xr.__version__
+    assert told["GDAL (rasterio)"].count(".") == 2
+    assert {"distributed", "matplotlib", "pystac", "python", "zarr"} <= set(told)
+    assert not {"pytest", "ruff", "mypy"} & set(told)
+    assert "canary" not in out.getvalue()
+    assert str(Path.home()) not in out.getvalue()
+    assert "/" not in out.getvalue()
 
 
 def test_the_package_is_marked_as_typed() -> None:

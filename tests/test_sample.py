@@ -115,10 +115,12 @@ def test_every_kind_of_points(server: Server, pairs: np.ndarray, chunks: object)
         "GeoDataFrame in its UTM": (shapes.to_crs(32633), labels),
         "GeoDataFrame in the next UTM": (shapes.to_crs(32632), labels),
         "GeoSeries": (shapes.to_crs(3857).geometry, labels),
+        "an index with a name": (shapes.rename_axis("plot"), labels),
     }
     for kind, (points, expected) in kinds.items():
         got = clearsky_xr.sample(ds, points)
         assert list(got.point.values) == list(expected), kind
+        assert got.point.dims == ("point",), kind
         np.testing.assert_array_equal(got.reflectance, by_pairs.reflectance, err_msg=kind)
         np.testing.assert_array_equal(got.x, by_pairs.x, err_msg=kind)
     assert len(paid(server)) == 1

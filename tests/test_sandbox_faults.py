@@ -1,6 +1,7 @@
 """Each fault does what it says, once, and is charged as it says."""
 
 import asyncio
+import gzip
 import http.client
 import json
 import threading
@@ -15,7 +16,10 @@ import pytest
 from click.testing import CliRunner
 from rasterio.io import MemoryFile
 
-from clearsky_xr.sandbox import Fault, _command, serve
+from clearsky_xr import sandbox
+from clearsky_xr.cli import main
+from clearsky_xr.sandbox import Fault, serve
+from clearsky_xr.sandbox.faults import Answer, Delivery, Together, in_turn, together
 
 from .test_sandbox import COMPOSITE, Client, body
 
@@ -52,6 +56,120 @@ def test_faults_wait_for_their_endpoint_and_date():
         assert client.call(COMPOSITE, body())[0] == 200
         assert client.call(COMPOSITE, body(Date="2025-04-06"))[0] == 500
         assert client.call(COMPOSITE + "/estimate", body(Date="2025-04-06"))[0] == 200
+
+
+def test_faults_come_in_turn():
+    """The 3rd download of a date is cut after 1,000 bytes, the next answers 503 twice."""
+    day = date(2025, 4, 6)
+    steps = in_turn(Fault.short_body(1000, first=3), Fault.status(503, times=2), date=day)
+    with serve(faults=steps) as server:
+        client = Client(server)
+        seen = []
+        for _ in range(6):
+            assert client.call(COMPOSITE, body())[0] == 200  # another date does not count
+            try:
+                seen.append(client.call(COMPOSITE, body(Date=str(day), Bandnames="all"))[0])
+            except http.client.IncompleteRead as cut:
+                seen.append(len(cut.partial))
+        assert seen == [200, 200, 1000, 503, 503, 200]
+    with pytest.raises(ValueError, match="only be the last"):
+        in_turn(Fault.lost(times=None), Fault.status(503))
+
+
+def test_steps_wait_for_their_turn():
+    steps = in_turn(Fault.status(500, first=2), Fault.status(502, first=2), Fault.status(504))
+    with serve(faults=steps) as server:
+        client = Client(server)
+        seen = [client.call(COMPOSITE, body())[0] for _ in range(6)]
+    assert seen == [200, 500, 200, 502, 504, 200]
+
+
+def test_faults_together():
+    both = together(Fault.half_pixel(), Fault.tag("IMAGE_DATE", "19990101"), Fault.short_body(900))
+    with serve(faults=[both]) as server:
+        with pytest.raises(http.client.IncompleteRead) as cut:
+            Client(server).call(COMPOSITE, body())
+        assert len(cut.value.partial) == 900
+        assert server.ledger()[0].fault == "half pixel + tag IMAGE_DATE + short body"
+    both = together(Fault.half_pixel(), Fault.tag("IMAGE_DATE", "19990101"))
+    with serve(faults=[both]) as server:
+        bad = opened(Client(server).call(COMPOSITE, body())[2])
+    assert (bad.left % 10, bad.tags["IMAGE_DATE"]) == (5, "19990101")
+
+
+@pytest.mark.parametrize(
+    "effects", [(Answer(200), Delivery()), (Delivery(), Delivery()), (Together(()),)]
+)
+def test_what_does_not_go_together(effects):
+    with pytest.raises(ValueError, match=r"an answer is delivered once|goes together with nothing"):
+        Together(effects)
+
+
+@pytest.mark.parametrize("when", [{"first": 0}, {"times": -1}, {"share": 1.5}, {"share": -0.1}])
+def test_a_fault_that_can_never_be(when):
+    with pytest.raises(ValueError, match=r"first counts|share must"):
+        Fault.status(503, **when)
+
+
+def test_a_share_is_hit_at_random_and_again_in_the_same_way():
+    def seen(seed, share=0.2):
+        fault = Fault.status(503, endpoint="account", times=None, share=share, seed=seed)
+        with serve(faults=[fault]) as server:
+            client = Client(server)
+            return [client.call("/api/account/info")[0] for _ in range(100)]
+
+    first = seen(1)
+    assert 10 <= first.count(503) <= 30
+    assert seen(1) == first != seen(2)
+    assert 503 not in seen(1, share=0.0)
+
+
+def test_a_gzipped_body_and_one_without_length():
+    faults = [
+        Fault("gzip", Delivery(gzip=True)),
+        Fault("until close", Delivery(until_close=True)),
+        Fault("cut", Delivery(until_close=True, after_bytes=50)),
+    ]
+    with serve(faults=faults, memoize=True) as server:
+        client = Client(server)
+        zipped, closed, cut, plain = (client.call(COMPOSITE, body()) for _ in range(4))
+        assert zipped[1]["Content-Encoding"] == "gzip"
+        assert gzip.decompress(zipped[2]) == plain[2] == closed[2]
+        assert (closed[1]["Content-Length"], closed[1]["Transfer-Encoding"]) == (None, None)
+        assert cut[2] == plain[2][:50]
+        sizes = [len(zipped[2]), len(plain[2]), 50, len(plain[2])]
+        assert [entry.bytes for entry in server.ledger()] == sizes
+        assert [entry.status for entry in server.ledger()] == [200] * 4
+
+
+def test_an_endless_body_ends_with_the_client():
+    with serve(faults=[Fault.endless()]) as server:
+        request = urllib.request.Request(  # noqa: S310  our own
+            server.url + COMPOSITE, json.dumps(body()).encode(), {"x-api-key": server.api_key}
+        )
+        with urllib.request.urlopen(request) as answer:  # noqa: S310  as above
+            assert len(answer.read(1_000_000)) == 1_000_000
+        while server.in_flight:
+            time.sleep(0.01)
+        assert server.ledger()[0].bytes >= 1_000_000
+
+
+def test_requests_on_one_connection_are_told_from_others():
+    with serve() as server:
+        for client in (Client(server), Client(server)):
+            client.call("/api/account/info")
+
+        async def run():
+            headers = {"x-api-key": server.api_key}
+            async with aiohttp.ClientSession(server.url, headers=headers) as session:
+                for _ in range(2):
+                    async with session.get("/api/account/info") as answer:
+                        await answer.read()  # or the connection is of no use any more
+
+        asyncio.run(run())
+        first, second, third, fourth = (entry.peer for entry in server.ledger())
+        assert len({first, second, third}) == 3
+        assert third == fourth
 
 
 def test_answers_that_are_no_images():
@@ -202,9 +320,9 @@ def test_the_command_serves_until_interrupted(monkeypatch):
         seen["url"] = server.url
         return server
 
-    monkeypatch.setattr(_command, "serve", serving)
+    monkeypatch.setattr(sandbox, "serve", serving)
     monkeypatch.setattr(threading.Event, "wait", wait)
-    result = CliRunner().invoke(_command.sandbox, ["--api-key", "abc", "--billing", "bbox"])
+    result = CliRunner().invoke(main, ["sandbox", "--api-key", "abc", "--billing", "bbox"])
     monkeypatch.undo()
     assert result.exit_code == 0, result.output
     assert seen["url"] in result.output
@@ -213,6 +331,6 @@ def test_the_command_serves_until_interrupted(monkeypatch):
 
 
 def test_the_command_says_what_is_wrong():
-    result = CliRunner().invoke(_command.sandbox, ["--latency", "-1"])
+    result = CliRunner().invoke(main, ["sandbox", "--latency", "-1"])
     assert result.exit_code == 1
     assert "latency must not be negative" in result.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime as dt
 import errno
@@ -9,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,12 +25,14 @@ from zarr.storage import LocalStore
 
 import clearsky_xr
 from clearsky_xr import _account, errors
+from clearsky_xr._request import Request
+from clearsky_xr._spool import DurableSpool
 from clearsky_xr.errors import ClearSkyWarning
 from clearsky_xr.sandbox import Fault, Server
 
 from .conftest import FARM, credits_of, paid
 from .test_canary import KEY, hidden
-from .test_store_plain import LAKE, NODATA, Bought, block_file, forget, lazy, tree
+from .test_store_plain import LAKE, NODATA, Bought, block_file, forget, lazy, settle, tree
 
 LATER = ("2025-04-01", "2025-05-10")
 DAYS = ["2025-04-01", "2025-04-06", "2025-04-11", "2025-04-16"]
@@ -583,6 +587,7 @@ def test_a_cube_that_does_not_fit(shop: Server, store: Path, name: str) -> None:
         lazy(shop, store, **options)
     assert isinstance(caught.value, errors.InputError)
     assert "another store" in caught.value.hint
+    assert f"[store {store}]" in str(caught.value)
     assert tree(store) == before
     assert since.downloads == []
 
@@ -1200,6 +1205,45 @@ def test_a_run_that_ends_without_credits(
     np.testing.assert_array_equal(ds.reflectance.values, values)
     assert len(rich.downloads()) == 2
     assert spooled(path) == []
+
+
+def test_who_gives_up_before_anything_is_sent_leaves_nothing(
+    shop: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "fields.zarr"
+    ds = lazy(shop, path, time=DAYS[:1], chunks=None)
+    since = Bought(shop)
+    begins, given_up, begun = (threading.Event() for _ in range(3))
+    real = DurableSpool.begin
+
+    def slowly(self: DurableSpool, request: Request) -> Path:
+        begins.set()
+        assert given_up.wait(30)
+        try:
+            return real(self, request)
+        finally:
+            begun.set()
+
+    async def give_up() -> None:
+        reading = asyncio.create_task(ds.load_async())
+        await asyncio.to_thread(begins.wait)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+
+    with monkeypatch.context() as slow:
+        slow.setattr(DurableSpool, "begin", slowly)
+        asyncio.run(give_up())
+        given_up.set()
+        assert begun.wait(30)
+    settle()
+    assert spooled(path) == []
+    assert since.downloads == []
+    assert clearsky_xr.spent().reserved == 0
+    forget()
+    # It warns of nothing that might have been charged.
+    lazy(shop, path, time=DAYS[:1]).load()
+    assert len(since.downloads) == 1
 
 
 def test_a_lost_download_that_is_not_repeated(serve: Callable[..., Server], tmp_path: Path) -> None:

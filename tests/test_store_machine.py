@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import os
 import shutil
@@ -41,6 +40,7 @@ from clearsky_xr._spool import DurableSpool
 from clearsky_xr.errors import NotBoughtError, StoreError
 
 from .conftest import access
+from .test_store_plain import settle
 
 NODATA = -32768
 SIDE = 256
@@ -197,20 +197,6 @@ def spool(after, kept):
 
     with mock.patch.object(DurableSpool, "write", write_or_not):
         yield
-
-
-def settle():
-    """Let everything end that was sent."""
-
-    async def wait():
-        for stock in list(_account.process().stocks.values()):
-            while tasks := [
-                *(fill.task for fill in stock.fills.values()),
-                *(flight.task for some in stock.holdings._flights.values() for flight in some),
-            ]:
-                await asyncio.wait(tasks)
-
-    _loop.run(wait())
 
 
 def end_process():
@@ -688,14 +674,14 @@ class Life(RuleBasedStateMachine):
         assert len(set(days)) == len(days)
         return set(days)
 
-    def file(self, key):
+    def file(self, key, days=None):
         row, col = key[1]
-        index = self.days().index(key[0])
+        index = (days or self.days()).index(key[0])
         return self.path / "reflectance" / "c" / str(index) / "0" / str(row) / str(col)
 
-    def files(self):
+    def files(self, days=None):
         """Give the blocks whose files are there."""
-        days = self.days()
+        days = days or self.days()
         found = set()
         for path in (self.path / "reflectance").glob("c/*/0/*/*"):
             if path.suffix != ".partial":
@@ -710,11 +696,11 @@ class Life(RuleBasedStateMachine):
     def a_block_is_complete_or_absent(self):
         pixels = self.group()["reflectance"]
         days = self.days()
-        files = self.files()
+        files = self.files(days)
         assert files == self.kept
         assert files <= set(self.had)
         for key in files - self.damaged:
-            path = self.file(key)
+            path = self.file(key, days)
             stamp = path.stat().st_mtime_ns
             if self.checked.get(path) == stamp:
                 continue

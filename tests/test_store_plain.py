@@ -20,7 +20,7 @@ import xarray as xr
 import zarr
 
 import clearsky_xr
-from clearsky_xr import _account, _loop, errors
+from clearsky_xr import _accessor, _account, _loop, errors
 from clearsky_xr.sandbox import LedgerEntry, Server
 
 from .conftest import FARM, SPRING, access, credits_of, paid
@@ -44,8 +44,23 @@ ARRIVAL = [
 DATES = sorted(ARRIVAL)
 
 
+def settle() -> None:
+    """Let everything end that was sent."""
+
+    async def wait() -> None:
+        for stock in list(_account.process().stocks.values()):
+            while tasks := [
+                *(fill.task for fill in stock.fills.values()),
+                *(flight.task for some in stock.holdings._flights.values() for flight in some),
+            ]:
+                await asyncio.wait(tasks)
+
+    _loop.run(wait())
+
+
 def forget() -> None:
     """End the process, as far as accounts and stores can tell: nothing is known, locks are off."""
+    settle()
     shared = _account.process()
 
     async def close() -> None:
@@ -738,6 +753,23 @@ def test_prefetch_of_everything(
     forget()
     offline = clearsky_xr.open_store(store, mask_and_scale=False)
     np.testing.assert_array_equal(offline.reflectance.values, truth.isel(time=slice(0, 3)).values)
+
+
+def test_prefetch_counts_what_is_bought_meanwhile(
+    shop: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ds = lazy(shop, tmp_path / "fields.zarr", HALVES, DATES[:3])
+    real = _accessor.prefetch
+
+    def others_first(*arguments: object) -> object:
+        ds.reflectance.isel(time=1, y=0).load()
+        return real(*arguments)
+
+    monkeypatch.setattr(_accessor, "prefetch", others_first)
+    ds.clearsky.prefetch()
+    last = capfd.readouterr().err.split("\r")[-1]
+    assert "6/6" in last
+    assert "0.00 left" in last
 
 
 def test_prefetch_of_selections(shop: Server, tmp_path: Path) -> None:

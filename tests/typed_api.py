@@ -7,15 +7,27 @@ would complain of an unused one.
 from __future__ import annotations
 
 import datetime as dt
+import sys
 from pathlib import Path
-from typing import assert_type
+from typing import Any, assert_type
 
 import pandas as pd
 import shapely
 import xarray as xr
 
 import clearsky_xr
-from clearsky_xr import AccountStatus, Availability, Cube, errors
+from clearsky_xr import (
+    AccountStatus,
+    ArrayAccessor,
+    Availability,
+    Budget,
+    ClearSkyAccessor,
+    Cube,
+    Estimate,
+    Plan,
+    Spent,
+    errors,
+)
 from clearsky_xr.sandbox import Account, Fault, Hole, LedgerEntry, Order, Server, serve
 
 AREA = (15.05, 46.05, 15.06, 46.06)
@@ -83,10 +95,59 @@ def sampling(ds: xr.Dataset, table: pd.DataFrame) -> None:
     assert_type(clearsky_xr.sample(ds["ndvi"], [(15.052, 46.053)]), xr.DataArray)
 
 
-def money() -> None:
+def money(ds: xr.Dataset) -> None:
     spent = clearsky_xr.spent()
+    assert_type(spent, Spent)
     assert_type(spent.settled, float)
     assert_type(spent.requests, int)
+    with clearsky_xr.budget(2.0) as purse:
+        assert_type(purse, Budget)
+        assert_type(purse.left, float)
+    assert_type(purse.report(), Spent)
+    with clearsky_xr.progress(leave=False) as nothing:
+        assert_type(nothing, None)
+    plan = clearsky_xr.plan(ds, ds["ndvi"].mean())
+    assert_type(plan, Plan)
+    assert_type(plan.credits, float)
+    assert_type(plan.dates, tuple[dt.date, ...])
+    assert_type(plan.to_dataframe(), pd.DataFrame)
+    assert_type(plan.requests[0].bounds, tuple[float, float, float, float])
+    clearsky_xr.budget("2")  # type: ignore[arg-type]
+
+
+def accessors(ds: xr.Dataset) -> None:
+    # xarray's own types know of no accessor: what it gives is Any, and an annotation names it.
+    assert_type(ds.clearsky, Any)
+    sky: ClearSkyAccessor = ds.clearsky
+    assert_type(sky.plan(), Plan)
+    assert_type(sky.estimate(most=None), Estimate)
+    assert_type(sky.estimate().credits, float)
+    assert_type(sky.estimate().table, pd.DataFrame)
+    assert_type(sky.prefetch(progress=False), Spent)
+    assert_type(sky.fetched(), xr.DataArray)
+    assert_type(sky.receipts(), pd.DataFrame)
+    assert_type(sky.with_receipts(), xr.Dataset)
+    assert_type(sky.index("ndvi"), xr.DataArray)
+    assert_type(sky.index({"mine": ("B8", "B5")}), xr.DataArray)
+    assert_type(sky.rgb(("nir", "red", "green"), vmax=0.4), xr.DataArray)
+    assert_type(sky.plot_rgb(col_wrap=3), Any)
+    assert_type(sky.to_geotiff("out", stac=True), list[Path])
+    sky.to_geotiff(Path("out"), overwrite=True, progress=False)
+    array: ArrayAccessor = ds["ndvi"].mean("time").clearsky
+    assert_type(array.plan().useful_fraction, float)
+    sky.to_geotiff("out", "stac")  # type: ignore[arg-type, call-arg]
+    array.prefetch()  # type: ignore[attr-defined]
+
+
+def on_a_cluster() -> None:
+    clearsky_xr.cluster.setup(api_key="key", concurrency=2)
+    clearsky_xr.cluster.setup(concurrency="2")  # type: ignore[arg-type]
+
+
+def reporting() -> None:
+    clearsky_xr.show_versions()
+    clearsky_xr.show_versions(sys.stderr)
+    clearsky_xr.show_versions("report.txt")  # type: ignore[arg-type]
 
 
 def asking() -> None:
@@ -127,6 +188,8 @@ def emulating() -> None:
         assert_type(server.peak_in_flight, int)
         assert_type(server.ledger()[0].credits, float)
         server.inject(Fault.status(503, times=2))
+        assert_type(server.downloads(), list[LedgerEntry])
+        assert_type(server.regenerate(dt.date(2025, 6, 5)), int)
     with clearsky_xr.sandbox.serve(accounts=[Account()], faults=[Fault.lost().on(first=3)]):
         pass
     serve(holes=[Hole("pending", start=dt.date(2025, 4, 1))], orders=[Order(storage_months=2)])

@@ -22,7 +22,7 @@ from ._download import Downloads
 from ._errors import ApiError, ProblemError, success
 from ._handlers import COMPOSITE, FREE, Call, Note
 from ._state import State
-from .faults import Answer, Delivery, Effect
+from .faults import Answer, Delivery, Effect, parts
 
 #: Bodies with thousands of polygons pass aiohttp's default of 1 MiB.
 MAX_BODY_BYTES: Final = 64 * 2**20
@@ -62,6 +62,8 @@ class Application:
         name = "composite" if target == COMPOSITE else FREE.get(target, ("unknown",))[0]
         sequence = self._state.ledger.open(name)
         note = partial(self._state.ledger.note, sequence)
+        if request.transport is not None:
+            note(peer=request.transport.get_extra_info("peername")[1])
         try:
             raw = await request.read()
             fault = self._state.faults.pick(name, _describe(raw, note))
@@ -118,8 +120,9 @@ class Application:
     ) -> web.StreamResponse:
         """Send: a refusal always well, a success by the fault or the bandwidth there is."""
         delivery = Delivery()
-        if answer.status == HTTPStatus.OK and isinstance(effect, Delivery):
-            delivery = effect
+        bad = [one for one in parts(effect) if isinstance(one, Delivery)]
+        if answer.status == HTTPStatus.OK and bad:
+            delivery = bad[0]
         elif answer.content_type == "application/octet-stream":
             delivery = Delivery(bandwidth=self._state.behaviour.bandwidth)
         origin = self._state.imagery.label

@@ -13,7 +13,7 @@ from ._accounts import Holder
 from ._fields import parse_object
 from ._handlers import Call, Note, check_limits, check_orders
 from ._state import State
-from .faults import Answer, Delivery, Effect, Garble, Tamper
+from .faults import Answer, Delivery, Effect, Garble, Tamper, parts
 
 #: Most bytes that a sandbox with ``memoize=True`` remembers.
 MEMORY_BYTES: Final = 512 * 2**20
@@ -68,26 +68,29 @@ class Downloads:
         assert day is not None
         assert model is not None
         version = state.versions.of(day)
+        effects = parts(effect)
+        tampers = [one for one in effects if isinstance(one, Tamper)]
 
         def work() -> bytes:
             image = _raster.render(query, covered, day, state.imagery, version)
-            if isinstance(effect, Tamper):
-                image = effect.change(image)
+            for tamper in tampers:
+                image = tamper.change(image)
             knobs = state.behaviour
             return _raster.write(image, plain=knobs.plain, compression=knobs.compression)
 
         holder.take(units, query.geometry, day, model.name)
         try:
-            data = await self._make(work, (raw, version), cached=not isinstance(effect, Tamper))
+            data = await self._make(work, (raw, version), cached=not tampers)
         except BaseException:
             holder.give_back(units, query.geometry, day, model.name)
             raise
-        if isinstance(effect, Delivery) and not effect.charged:
+        if any(isinstance(one, Delivery) and not one.charged for one in effects):
             holder.give_back(units, query.geometry, day, model.name)
         else:
             note(credits=units)
-        if isinstance(effect, Garble):
-            data = effect.change(data)
+        for one in effects:
+            if isinstance(one, Garble):
+                data = one.change(data)
         name = f"{model.name}_{day:%Y%m%d}_{query.epsg}.tif"
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
         return Answer(200, data, "application/octet-stream", headers)

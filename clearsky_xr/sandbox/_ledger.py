@@ -46,6 +46,8 @@ class LedgerEntry:
         connection, itself included; 0 for all others.
     fault : str or None
         Kind of the fault that was played on it.
+    peer : int
+        Port of the client's end: requests with the same one came on the same connection.
     """
 
     sequence: int
@@ -63,6 +65,7 @@ class LedgerEntry:
     bytes: int = 0
     in_flight: int = 0
     fault: str | None = None
+    peer: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Give the entry as JSON values."""

@@ -10,11 +10,12 @@ from datetime import date
 from ._accounts import Account, Holder, Overload
 from ._billing import Billing
 from ._errors import ApiError
+from ._faultplan import Plan
 from ._holes import Hole
 from ._imagery import Imagery
 from ._ledger import Ledger
 from ._raster import Compression
-from .faults import Fault, Plan
+from .faults import Fault
 
 
 @dataclass(frozen=True, slots=True)

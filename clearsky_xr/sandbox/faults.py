@@ -6,21 +6,36 @@ A `Fault` says *when* (endpoint, date, which of the matching requests) and holds
 * `Answer`: this is answered instead of the real answer,
 * `Tamper`: the raster is changed before it is written,
 * `Garble`: the bytes of the answer are changed,
-* `Delivery`: the right bytes are delivered badly.
+* `Delivery`: the right bytes are delivered badly,
+* `Together`: several of the last three at once.
 
 The server applies an effect at one place each, so that a new fault is a new effect
 value or a new constructor here and no change to any handler::
 
     with clearsky_xr.sandbox.serve(faults=[Fault.status(503, times=2)]) as server:
         server.inject(Fault.image("negative", lambda image: replace(image, pixels=-image.pixels)))
+
+Faults can be put one after the other, with `in_turn`: each begins to count where the one
+before has ended. "The 3rd download of this date is cut after 1,000 bytes, the next answers
+503 twice, and the one after those is fine" is ::
+
+    in_turn(Fault.short_body(1000, first=3), Fault.status(503, times=2), date=day)
+
+and they can be combined, with `together`: an image on the wrong grid that also comes
+slowly is ::
+
+    together(Fault.half_pixel(), Fault.slow(first_byte=2.0))
+
+With ``share`` a fault strikes at random, and in the same way whenever it is played:
+``Fault.lost(times=None, share=0.05)`` loses one download in twenty. In one's own tests
+`clearsky_xr.sandbox.pytest_plugin` has a fixture that plays all this.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import json
-import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
@@ -29,7 +44,17 @@ from rasterio.transform import Affine
 
 from ._raster import Image
 
-__all__ = ["Answer", "Delivery", "Fault", "Garble", "Image", "Tamper"]
+__all__ = [
+    "Answer",
+    "Delivery",
+    "Fault",
+    "Garble",
+    "Image",
+    "Tamper",
+    "Together",
+    "in_turn",
+    "together",
+]
 
 Endpoint = Literal[
     "account", "apikey", "search", "available", "estimate", "composite", "models", "any"
@@ -107,6 +132,12 @@ class Delivery:
         Bytes per second instead of the server's own.
     chunked : bool
         Send without ``Content-Length``, in chunks; a cut then ends without the last.
+    until_close : bool
+        Send without any length, as servers of old do: the body ends with the connection.
+    gzip : bool
+        Compress the body, whether that was asked for or not.
+    endless : bool
+        Go on with zeros after the body, in chunks, until the client leaves.
     charged : bool
         Whether the download is charged although it is never complete.
     """
@@ -117,10 +148,44 @@ class Delivery:
     cut: bool = False
     bandwidth: float | None = None
     chunked: bool = False
+    until_close: bool = False
+    gzip: bool = False
+    endless: bool = False
     charged: bool = True
 
 
-Effect = Answer | Tamper | Garble | Delivery
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Several effects on one answer: rasters are changed first, then bytes, then the delivery.
+
+    Parameters
+    ----------
+    effects : tuple of Tamper, Garble or Delivery
+        In the order in which those of a kind are applied; at most one `Delivery`.
+
+    Raises
+    ------
+    ValueError
+        There is an `Answer` among them, which replaces all else, or two deliveries.
+    """
+
+    effects: tuple[Tamper | Garble | Delivery, ...]
+
+    def __post_init__(self) -> None:
+        if any(isinstance(effect, Answer | Together) for effect in self.effects):
+            raise ValueError("an Answer replaces the whole answer and goes together with nothing")
+        if sum(isinstance(effect, Delivery) for effect in self.effects) > 1:
+            raise ValueError("an answer is delivered once: give one Delivery with all its options")
+
+
+Effect = Answer | Tamper | Garble | Delivery | Together
+
+
+def parts(effect: Effect | None) -> tuple[Answer | Tamper | Garble | Delivery, ...]:
+    """Give the single effects."""
+    if effect is None:
+        return ()
+    return effect.effects if isinstance(effect, Together) else (effect,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +196,7 @@ class Fault:
     ----------
     kind : str
         Name in the ledger.
-    effect : Answer, Tamper, Garble or Delivery
+    effect : Answer, Tamper, Garble, Delivery or Together
         What happens.
     endpoint : str
         Endpoint name as in the ledger, or ``"any"``.
@@ -141,6 +206,11 @@ class Fault:
         The first matching request that is hit, from 1.
     times : int or None
         How many matching requests are hit from there on; None for all.
+    share : float
+        Which share of those is hit, from 0 to 1; which ones is random, but the same
+        for the same `kind` and `seed`.
+    seed : int
+        Gives another choice.
     """
 
     kind: str
@@ -149,6 +219,14 @@ class Fault:
     date: dt.date | None = None
     first: int = 1
     times: int | None = 1
+    share: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.first < 1 or (self.times is not None and self.times < 0):
+            raise ValueError("first counts from 1, and times is not negative")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share must be from 0 to 1, got {self.share}")
 
     def on(
         self,
@@ -191,7 +269,7 @@ class Fault:
         retry_after : str or int, optional
             Value of the header ``Retry-After``, sent as it is.
         **when
-            ``endpoint``, ``date``, ``first``, ``times``.
+            ``endpoint``, ``date``, ``first``, ``times``, ``share``, ``seed``.
         """
         code = status if code is None else code
         body = {
@@ -222,6 +300,11 @@ class Fault:
         return cls("html", Answer(status, page, "text/html"), **when)
 
     @classmethod
+    def redirect(cls, location: str, status: int = 307, **when: Any) -> Self:
+        """Answer that it is to be found elsewhere."""
+        return cls("redirect", Answer(status, headers={"Location": location}), **when)
+
+    @classmethod
     def reset(cls, **when: Any) -> Self:
         """Reset the connection before any answer; nothing is charged."""
         return cls("reset", Answer(0), **when)
@@ -246,6 +329,11 @@ class Fault:
     def slow(cls, *, first_byte: float = 0.0, bandwidth: float | None = None, **when: Any) -> Self:
         """Wait before the first byte (seconds), or send slowly (bytes per second)."""
         return cls("slow", Delivery(before=first_byte, bandwidth=bandwidth), **when)
+
+    @classmethod
+    def endless(cls, **when: Any) -> Self:
+        """Never stop sending."""
+        return cls("endless", Delivery(endless=True), **when)
 
     @classmethod
     def image(cls, kind: str, change: Callable[[Image], Image], **when: Any) -> Self:
@@ -304,31 +392,63 @@ class Fault:
         return cls(f"tag {name}", Tamper(change), **when)
 
 
-class Plan:
-    """The faults of a server, and how often each one was met. Safe to use from any thread."""
+def in_turn(
+    *steps: Fault, endpoint: Endpoint = "composite", date: dt.date | None = None
+) -> tuple[Fault, ...]:
+    """Put faults one after the other: each begins to count where the one before has ended.
 
-    def __init__(self, faults: Iterable[Fault] = ()) -> None:
-        self._lock = threading.Lock()
-        self._met: list[tuple[Fault, int]] = [(fault, 0) for fault in faults]
+    Parameters
+    ----------
+    *steps : Fault
+        Of each, ``first`` counts from the end of the one before.
+    endpoint, date
+        Of all of them.
 
-    def add(self, fault: Fault) -> None:
-        """Add a fault; its matching requests count from now."""
-        with self._lock:
-            self._met.append((fault, 0))
+    Returns
+    -------
+    tuple of Fault
+        For ``serve(faults=...)``.
 
-    def pick(self, endpoint: str, day: dt.date | None) -> Fault | None:
-        """Give the fault that strikes this request, the oldest one first.
+    Raises
+    ------
+    ValueError
+        A step that never ends is not the last one.
 
-        A fault that is struck out by an older one does not count the request as met.
-        """
-        with self._lock:
-            for i, (fault, met) in enumerate(self._met):
-                if fault.endpoint not in (endpoint, "any"):
-                    continue
-                if fault.date is not None and fault.date != day:
-                    continue
-                self._met[i] = (fault, met + 1)
-                turn = met + 1 - fault.first
-                if turn >= 0 and (fault.times is None or turn < fault.times):
-                    return fault
-        return None
+    Examples
+    --------
+    >>> [f.first for f in in_turn(Fault.short_body(1000, first=3), Fault.status(503, times=2))]
+    [3, 3]
+
+    The second one does not count the requests that the first one strikes.
+    """
+    if any(step.times is None for step in steps[:-1]):
+        raise ValueError("a fault that strikes for ever (times=None) can only be the last one")
+    placed = []
+    passed = 0
+    for step in steps:
+        passed += step.first - 1
+        placed.append(replace(step, endpoint=endpoint, date=date, first=passed + 1))
+    return tuple(placed)
+
+
+def together(*faults: Fault) -> Fault:
+    """Let several faults strike the same requests: when the first one does.
+
+    Parameters
+    ----------
+    *faults : Fault
+        Of all but the first one, only the effect counts.
+
+    Returns
+    -------
+    Fault
+        For ``serve(faults=...)``.
+
+    Raises
+    ------
+    ValueError
+        They exclude each other, see `Together`.
+    """
+    effects = tuple(effect for fault in faults for effect in parts(fault.effect))
+    kind = " + ".join(fault.kind for fault in faults)
+    return replace(faults[0], kind=kind, effect=Together(effects))  # type: ignore[arg-type]

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import click
 
-from ._serve import serve
-
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -61,6 +59,8 @@ def sandbox(**options: object) -> None:
     Nothing here is real: no imagery, no key, no money. GET /sandbox/ledger shows what was
     asked and what it would have cost.
     """
+    from clearsky_xr.sandbox import serve  # heavy, and not needed for --help
+
     try:
         server = serve(**options)  # type: ignore[arg-type]  # click has checked the types
     except (ValueError, OSError) as error:
