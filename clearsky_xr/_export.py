@@ -218,9 +218,9 @@ class Export:
             for layer in values.reshape(-1, rows, cols):
                 counts[done] = counts_of(layer, variable.divisor, f"{variable.name} of {date}")
                 done += 1
-        write(self.path(date), counts, layers, self._frame, self._tags(date, said or ()))
+        write(self.path(date), counts, layers, self._frame, self._tags(date, said))
 
-    def _tags(self, date: dt.date, said: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    def _tags(self, date: dt.date, said: Sequence[Mapping[str, Any]] | None) -> dict[str, str]:
         """Give the tags of a file: what is known, and nothing else."""
         cube = self._cube
         tags = {
@@ -231,9 +231,11 @@ class Export:
             SELECTION: self._digest,
         }
         for tag, field in _TAGS.items():
-            texts = list(dict.fromkeys(str(receipt.get(field, "")) for receipt in said))
+            texts = list(dict.fromkeys(str(receipt.get(field, "")) for receipt in said or ()))
             if texts and all(texts):
                 tags[tag] = "; ".join(texts)  # several downloads make up this date
+        if said is None and self._settings.missing == "nan":
+            tags["CLEARSKY_INCOMPLETE"] = "some pixels were never bought, and are no data here"
         if self._origin != "service":
             synthetic = self._origin == "synthetic"
             tags[SANDBOX] = (
@@ -258,6 +260,7 @@ class Export:
             [cube.grid.epsg, cube.grid.resolution, str(window)],
             [cube.model.lower(), sorted(cube.constellations)],
             [cube.clip, cube.pixels, cube.allow_partial, self._origin],
+            self._settings.missing == "nan",  # never taken for complete later on
             [[v.divisor, [layer.name for layer in v.layers]] for v in self._variables],
             changed,
         ]

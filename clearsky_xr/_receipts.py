@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -155,22 +153,24 @@ async def _held(
     source: FromService, date: dt.date, wanted: PixelSet
 ) -> list[Mapping[str, Any]] | None:
     """Give the receipts of pixels that this process holds; None if it lacks some."""
-    find = partial(source.holdings.find, series_of(source.cube, date), source.cube.layers, wanted)
-    held, flights, missing = find()
-    if missing is None and flights:
-        # Those on their way were sent for somebody else, who hears of their errors.
-        for flight in flights:
-            flight.join()
-        try:
-            for flight in flights:
-                with contextlib.suppress(ClearSkyError, asyncio.CancelledError):
-                    await land(flight)
-        finally:
-            for flight in flights:
-                flight.leave()
-        held, flights, missing = find()
-    if missing is not None or flights:
+    series = series_of(source.cube, date)
+    held, flights, missing = source.holdings.find(series, source.cube.layers, wanted)
+    if missing is not None:
         return None
+    for flight in flights:
+        flight.join()
+    try:
+        # Not looked up again: a flight that has landed may not be among what is held yet.
+        held += [await land(flight) for flight in flights]
+    except ClearSkyError:
+        return None  # whoever sent for it hears of it
+    except asyncio.CancelledError:
+        if any(flight.task.cancelled() for flight in flights):
+            return None
+        raise
+    finally:
+        for flight in flights:
+            flight.leave()
     return [asdict(answer.receipt) for answer in held]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ HERE = Path(__file__).parent
 os.environ.pop("CLEARSKY_API_KEY", None)
 os.environ["CLEARSKY_BASE_URL"] = "sandbox"
 os.environ["TQDM_DISABLE"] = "1"
+# ``clearsky-xr`` in a cell is the one of this environment.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 # Sphinx reads below its own folder only. A copy rather than a link: what a notebook leaves
 # behind, such as a store, goes with the next build.
@@ -64,7 +67,7 @@ autosummary_generate = True
 # Names that differ in case only would be one file on some disks.
 autosummary_filename_map = {
     f"clearsky_xr.{name}": f"clearsky_xr.{name}-function"
-    for name in ("availability", "budget", "plan", "cluster.status")
+    for name in ("availability", "budget", "plan", "cluster.status", "sandbox.faults.together")
 }
 autodoc_typehints = "none"
 numpydoc_show_class_members = False
@@ -91,7 +94,7 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 # Pages that have their place; every other one of this folder belongs under the hood.
-_PLACED = {"index", "start", "examples", "coming-from", "hood", "plan", "store"}
+_PLACED = {"index", "start", "examples", "coming-from", "hood", "plan", "store", "errors"}
 
 
 def _hood(app: Any, docname: str, source: list[str]) -> None:  # noqa: ARG001  # as Sphinx calls it
@@ -103,3 +106,5 @@ def _hood(app: Any, docname: str, source: list[str]) -> None:  # noqa: ARG001  #
 def setup(app: Any) -> None:
     """Connect what this file does with what Sphinx does."""
     app.connect("source-read", _hood)
+    # The list may have grown though the page that holds it has not changed.
+    app.connect("env-get-outdated", lambda *_: ["hood"])

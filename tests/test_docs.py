@@ -32,6 +32,11 @@ BLOCK = re.compile(r"^( *)```python\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
 # What a page takes for granted, as its text says.
 BEFORE = {
+    "errors.md": """
+import clearsky_xr
+
+ds = clearsky_xr.open_timeseries("field.geojson", "2025-06")
+""",
     "plan.md": """
 import clearsky_xr
 import xarray as xr

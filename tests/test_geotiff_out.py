@@ -257,11 +257,31 @@ def test_a_store_is_read_and_gives_its_receipts(server: Server, tmp_path: Path) 
     assert len(paid(server)) == 4
 
 
+def test_what_was_never_bought_is_told_from_no_data(server: Server, tmp_path: Path) -> None:
+    store = tmp_path / "farm.zarr"
+    ds = cube(server, store=store, time="2025-04-01/2025-04-06")
+    ds.isel(time=[0]).clearsky.prefetch(progress=False)
+    with pytest.raises(errors.NotBoughtError):
+        clearsky_xr.open_store(store).clearsky.to_geotiff(tmp_path / "out", progress=False)
+    assert names(tmp_path / "out") == [f"{DAYS[0]}.tif"]  # it has that one
+    shown = clearsky_xr.open_store(store, missing="nan")
+    told = []
+    for path in shown.clearsky.to_geotiff(tmp_path / "nan", progress=False):
+        with rasterio.open(path) as file:
+            told.append("CLEARSKY_INCOMPLETE" in file.tags())
+    assert told == [False, True]
+    # Such a file is never taken for a complete one.
+    with pytest.raises(errors.InvalidOptionError, match="not the image"):
+        ds.clearsky.to_geotiff(tmp_path / "nan", progress=False)
+    assert len(paid(server)) == 1
+
+
 def test_several_versions_of_a_date_are_all_told(server: Server, tmp_path: Path) -> None:
     ds = cube(server, bands="rgb", time="2025-04-01", area=FARM)
     ds.isel(x=slice(0, 20)).load()
     server.regenerate(DAYS[0])
-    ds.isel(x=slice(20, None)).load()
+    with pytest.warns(errors.ClearSkyWarning, match="IMAGE_VERSION 1, 2"):
+        ds.isel(x=slice(20, None)).load()
     (path,) = ds.clearsky.to_geotiff(tmp_path, progress=False)
     with rasterio.open(path) as file:
         assert sorted(file.tags()["IMAGE_VERSION"].split("; ")) == ["1", "2"]

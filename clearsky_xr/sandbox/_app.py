@@ -19,10 +19,10 @@ from shapely.geometry import shape
 
 from . import _delivery, _fields
 from ._download import Downloads
+from ._effects import Answer, Delivery, Effect, parts
 from ._errors import ApiError, ProblemError, success
 from ._handlers import COMPOSITE, FREE, Call, Note
 from ._state import State
-from .faults import Answer, Delivery, Effect, parts
 
 #: Bodies with thousands of polygons pass aiohttp's default of 1 MiB.
 MAX_BODY_BYTES: Final = 64 * 2**20

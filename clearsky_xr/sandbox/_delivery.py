@@ -9,7 +9,7 @@ from typing import Final
 
 from aiohttp import web
 
-from .faults import Answer, Delivery
+from ._effects import Answer, Delivery
 
 #: Header of every answer: "synthetic" or "scenes".
 ORIGIN_HEADER: Final = "X-Clearsky-Sandbox"

@@ -10,10 +10,10 @@ from typing import Final
 
 from . import _raster
 from ._accounts import Holder
+from ._effects import Answer, Delivery, Effect, Garble, Tamper, parts
 from ._fields import parse_object
 from ._handlers import Call, Note, check_limits, check_orders
 from ._state import State
-from .faults import Answer, Delivery, Effect, Garble, Tamper, parts
 
 #: Most bytes that a sandbox with ``memoize=True`` remembers.
 MEMORY_BYTES: Final = 512 * 2**20

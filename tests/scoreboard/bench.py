@@ -344,6 +344,30 @@ class Bench:
         self.patch.setattr(_clock, "monotonic", lambda: now[0])
         return self.pauses
 
+    def held_clock(self) -> Callable[[float], None]:
+        """Hold the time of pauses; gives a function that lets so many seconds pass."""
+        now, waiting = [1000.0], list[tuple[float, asyncio.Event]]()
+
+        async def sleep(seconds: float) -> None:
+            self.pauses.append(seconds)
+            over = asyncio.Event()
+            waiting.append((now[0] + seconds, over))
+            await over.wait()
+
+        def forward(seconds: float) -> None:
+            now[0] += seconds
+            for due, over in waiting:
+                if due <= now[0]:
+                    over.set()
+
+        def advance(seconds: float) -> None:
+            self.fake_seconds += seconds
+            _loop.background().call_soon_threadsafe(forward, seconds)
+
+        self.patch.setattr(_clock, "sleep", sleep)
+        self.patch.setattr(_clock, "monotonic", lambda: now[0])
+        return advance
+
     def jumping_clock(self) -> Callable[[float], None]:
         """Give a function that moves the loop's clock on by so many seconds.
 
