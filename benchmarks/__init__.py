@@ -1,1 +1,1 @@
-"""Speed, side by side in one run, on the sandbox."""
+"""Speed, side by side in one run, on the sandbox: ``python -m benchmarks --help``."""

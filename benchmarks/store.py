@@ -8,14 +8,12 @@ random order. Figures of one run can be compared with each other only.
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import random
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +21,12 @@ import click
 import xarray as xr
 
 import clearsky_xr
-from clearsky_xr import _account
+
+from ._contenders import forget
+from ._service import Service
 
 AREA = (15.05, 46.05, 15.10, 46.08)
-TIME = ("2025-04-01", "2025-06-30")
-
-
-def serve(latency: float, pipe: Connection) -> None:
-    """Run a sandbox until the other side hangs up."""
-    with clearsky_xr.sandbox.serve(latency=latency, memoize=True) as server:
-        pipe.send((server.url, server.api_key))
-        pipe.recv()
-
-
-def forget() -> None:
-    """Let go of all that this process holds, so that nothing is read from memory."""
-    shared = _account.process()
-    for owner in shared.accounts.values():
-        owner.holdings._held.clear()
-    shared.stocks.clear()
-    shared.recent._values.clear()
-    shared.recent._bytes = 0
+TIME = [f"2025-{month:02}-{day:02}" for month in (4, 5, 6) for day in range(1, 31, 5)]
 
 
 def measure(cases: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, list[float]]:
@@ -68,16 +51,14 @@ def main(latency: float, repetitions: int) -> None:
 
     On a busy machine the best ones say more: what is in the way differs from run to run.
     """
-    ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    child = multiprocessing.get_context("spawn").Process(target=serve, args=(latency, theirs))
-    child.start()
-    url, key = ours.recv()
+    service = Service("deflate")
+    service.set_latency(latency)
     folder = Path(tempfile.mkdtemp())
     full, fresh = folder / "full.zarr", folder / "fresh.zarr"
 
     def opened(**options: Any) -> xr.Dataset:
         return clearsky_xr.open_timeseries(
-            AREA, TIME, base_url=url, api_key=key, clip=False, **options
+            AREA, TIME, base_url=service.url, api_key=service.keys[4], clip=False, **options
         )
 
     def filled() -> None:
@@ -121,8 +102,7 @@ def main(latency: float, repetitions: int) -> None:
                 f"{name:40s} {one:7.3f} s / {other:7.3f} s = {one / other:5.2f}, best {best:5.2f}"
             )
     finally:
-        ours.send(None)
-        child.join()
+        service.close()
         shutil.rmtree(folder)
 
 

@@ -133,5 +133,7 @@ class ClearSkyBackendEntrypoint(BackendEntrypoint):
         if settings.store is not None:
             for notice in prepare(cube, settings, info):
                 warn(notice)
-        encoded = to_dataset(cube, settings, origin_of(info), scaled=scaled)
+        encoded = to_dataset(
+            cube, settings, origin_of(info), scaled=scaled, connections=info.connections
+        )
         return decode(encoded, decoders)

@@ -34,11 +34,6 @@ class Body:
     cap : int
         Bytes after which it is not read further.
 
-    Attributes
-    ----------
-    content : bytearray
-        What has come.
-
     Raises
     ------
     Failed
@@ -47,7 +42,9 @@ class Body:
 
     def __init__(self, path: str, headers: Mapping[str, str], cap: int) -> None:
         self._path, self._cap = path, cap
-        self.content = bytearray()
+        # Joined once: each other way copies a large body twice.
+        self._parts: list[bytes] = []
+        self._size = 0
         encoding = headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
             raise unexpected(f"{path} answered in the encoding {clean(encoding)!r}, unasked")
@@ -66,12 +63,20 @@ class Body:
         Failed
             They are too many.
         """
-        room = self._cap + 1 - len(self.content)
-        self.content += part if self._zip is None else self._zip.decompress(part, room)
-        if len(self.content) > self._cap:
+        room = self._cap + 1 - self._size
+        self._parts.append(part if self._zip is None else self._zip.decompress(part, room))
+        self._size += len(self._parts[-1])
+        if self._size > self._cap:
             raise unexpected(
                 f"{self._path} answered more than the {self._cap:,} bytes that its answer can need"
             )
+
+    @property
+    def content(self) -> bytes:
+        """What has come."""
+        if len(self._parts) != 1:
+            self._parts = [b"".join(self._parts)]
+        return self._parts[0]
 
     @property
     def whole(self) -> bool:
@@ -85,7 +90,7 @@ class Body:
         return self._framed or not self.content.startswith(TIFF) or holds_all(self.content)
 
 
-def holds_all(content: bytes | bytearray) -> bool:
+def holds_all(content: bytes) -> bool:
     """Say whether a file goes as far as the tables of its TIFF say.
 
     Parameters
@@ -99,7 +104,7 @@ def holds_all(content: bytes | bytearray) -> bool:
         return False  # a table is cut off itself
 
 
-def _ends(content: bytes | bytearray) -> Iterator[int]:
+def _ends(content: bytes) -> Iterator[int]:
     """Yield where each part that is spoken of ends, directory by directory."""
     order = "<" if content[:2] == b"II" else ">"
     big = content[2:4] in (b"+\0", b"\0+")

@@ -22,15 +22,18 @@ from ._settings import Settings
 
 # A chunk's float32 pixels, bytes: Dask's own default size of a chunk.
 _CHUNK_BYTES: Final = 128 * 2**20
-# Dates in a chunk, which are fetched together: the connections of the service's first
-# paid plan (contract, section 9), so that one task keeps them busy. Not more, since
-# Dask buys whole chunks of what is selected after arithmetic.
+# Fewest dates in a chunk, which are fetched together: the connections of the service's
+# first paid plan (contract, section 9), so that one task keeps them busy. Of more
+# connections half, so that two threads do. Not more, since Dask buys whole chunks of what
+# is selected after arithmetic.
 _CHUNK_DATES: Final = 4
 # Side of the chunks of a cube that is too large for one, pixels.
 _CHUNK_SIDE: Final = 512
 
 
-def to_dataset(cube: Cube, settings: Settings, origin: Origin, *, scaled: bool) -> xr.Dataset:
+def to_dataset(
+    cube: Cube, settings: Settings, origin: Origin, *, scaled: bool, connections: int | None = None
+) -> xr.Dataset:
     """Describe a cube as a lazy, CF-encoded Dataset; nothing is downloaded.
 
     Parameters
@@ -41,11 +44,14 @@ def to_dataset(cube: Cube, settings: Settings, origin: Origin, *, scaled: bool) 
         What the pixels are.
     scaled : bool
         float32 with NaN, or the service's int16 with its CF attributes.
+    connections : int, optional
+        Of the account, where they are known.
     """
+    together = connections or _CHUNK_DATES
     variables: dict[str, xr.Variable] = {}
     if cube.bands:
         variables["reflectance"] = _variable(
-            cube, settings, cube.bands, REFLECTANCE, scaled=scaled,
+            cube, settings, cube.bands, REFLECTANCE, scaled=scaled, together=together,
             attrs={
                 "long_name": "surface reflectance",
                 "standard_name": "surface_bidirectional_reflectance",
@@ -55,7 +61,7 @@ def to_dataset(cube: Cube, settings: Settings, origin: Origin, *, scaled: bool) 
     for name, layer in cube.indices:
         x, y = layer.strip("[]").split("_")
         variables[name] = _variable(
-            cube, settings, layer, INDEX, scaled=scaled,
+            cube, settings, layer, INDEX, scaled=scaled, together=together,
             attrs={"long_name": f"({x} - {y}) / ({x} + {y})", "units": "1"},
         )  # fmt: skip
     dataset = xr.Dataset(variables, _coordinates(cube), _attributes(cube, origin))
@@ -70,6 +76,7 @@ def _variable(
     divisor: float,
     *,
     scaled: bool,
+    together: int,
     attrs: dict[str, Any],
 ) -> xr.Variable:
     array = ClearSkyArray(cube, settings, layers, divisor if scaled else None)
@@ -78,7 +85,7 @@ def _variable(
         "grid_mapping": "spatial_ref",
         # Named as a coordinate, too: plain open_zarr makes the CRS a data variable otherwise.
         "coordinates": "spatial_ref",
-        "preferred_chunks": preferred_chunks(cube, array.dims),
+        "preferred_chunks": preferred_chunks(cube, array.dims, together),
     }
     if scaled:
         # odc-geo looks for "nodata" before "_FillValue", which is for int16 on disk alone: without
@@ -89,13 +96,23 @@ def _variable(
     return xr.Variable(array.dims, LazilyIndexedArray(array), attrs, encoding)
 
 
-def preferred_chunks(cube: Cube, dims: tuple[str, ...]) -> dict[str, int]:
+def preferred_chunks(cube: Cube, dims: tuple[str, ...], together: int) -> dict[str, int]:
     """Choose the chunks of ``chunks={}``: a few dates of the whole grid, or of squares of it.
 
     The pixels of all layers count, since that is what a request brings.
+
+    Parameters
+    ----------
+    cube : Cube
+    dims : tuple of str
+    together : int
+        Requests that may be in flight.
     """
     rows, cols = cube.grid.shape
-    dates = min(_CHUNK_DATES, len(cube.dates))
+    # As many as fit for a square, where squares are needed.
+    most = _CHUNK_BYTES // (4 * len(cube.layers) * _CHUNK_SIDE**2)
+    dates = max(_CHUNK_DATES, min(-(-together // 2), most))
+    dates = min(dates, len(cube.dates))
     if 4 * len(cube.layers) * dates * rows * cols > _CHUNK_BYTES:
         rows, cols = min(rows, _CHUNK_SIDE), min(cols, _CHUNK_SIDE)
     sizes = {"time": dates, "y": rows, "x": cols}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ._account import Process, account, process
 from ._cube import Cube
-from ._layers import NODATA, fill_in
+from ._output import Output, Part, Seat
 from ._pixels import PixelSet
 from ._purchase import Buyer
 from ._selection import Selection, Tile
@@ -22,7 +22,7 @@ from ._service import FromService, most_pixels
 from ._settings import Settings
 from ._stock import stock_of
 from ._store import Damaged
-from ._stored import FromStore, Part
+from ._stored import FromStore
 from ._versions import Versions
 from .errors import SpoolError
 
@@ -49,8 +49,13 @@ class Fetched:
 class _Source(Protocol):
     """Where the pixels of a date come from."""
 
-    async def get(self, date: dt.date, wanted: PixelSet) -> Sequence[Part]:
-        """Get parts that together hold the pixels of a date; later ones lie on top."""
+    async def get(
+        self, date: dt.date, wanted: PixelSet, seat: Seat | None = None
+    ) -> Sequence[Part]:
+        """Get parts that together hold the pixels of a date; later ones lie on top.
+
+        None of them, if the pixels are in the seat.
+        """
 
     def next_tile(self) -> None:
         """Let go of what was chosen so far: other pixels' turn has come."""
@@ -200,7 +205,7 @@ async def fetch(
     """
     desk = await open_desk(cube, settings)
     dtype = np.int16 if divisor is None else np.float32
-    output = _Output(
+    output = Output(
         np.empty(selection.shape, dtype), tuple(layers[i] for i in selection.layers), divisor
     )
 
@@ -209,7 +214,10 @@ async def fetch(
             await desk.shared.in_thread(partial(output.clear, k, tile))
             return
         while True:
-            parts = await desk.source.get(date, wanted)
+            seat = output.seat(k, tile, wanted, cube.layers)
+            parts = await desk.source.get(date, wanted, seat)
+            if seat is not None and seat.taken:
+                return
             try:
                 await desk.shared.in_thread(partial(output.place, k, tile, wanted, parts))
             except SpoolError:
@@ -223,43 +231,3 @@ async def fetch(
 
     await desk.each(selection, work)
     return Fetched(selection.finish(output.values), desk.notices)
-
-
-@dataclass(frozen=True, slots=True)
-class _Output:
-    """Where values are gathered: shape (dates, layers, ...pixels)."""
-
-    values: NDArray[Any]
-    names: tuple[str, ...]
-    divisor: float | None
-
-    def clear(self, k: int, tile: Tile) -> None:
-        """Say that a tile has no pixel of the area."""
-        shape = (len(self.names), *tile.pixels.window.shape)
-        self._put(k, tile, np.full(shape, NODATA, np.int16))
-
-    def place(self, k: int, tile: Tile, wanted: PixelSet, parts: Sequence[Part]) -> None:
-        """Put the pixels of parts where the selection wants them."""
-        window, names = tile.pixels.window, self.names
-        decoded = [(part.pixels, part.values(names)) for part in parts]
-        single = len(decoded) == 1 and wanted.window in decoded[0][0].window
-        if single and wanted.window == window and (wanted.mask is None or parts[0].exact):
-            pixels, values = decoded[0]
-            frame = values[(slice(None), *pixels.window.slices(window))]
-        else:
-            frame = np.full((len(names), *window.shape), NODATA, np.int16)
-            fill_in(frame, window, wanted, decoded)
-        self._put(k, tile, frame)
-
-    def _put(self, k: int, tile: Tile, frame: NDArray[np.int16]) -> None:
-        """Scale and mask a frame of the tile's window, (layers, y, x), into its place."""
-        numbers = frame[(slice(None), *tile.source)]
-        # In two steps: numpy moves the axes of an array index beside an integer.
-        target = self.values[k]
-        place = (slice(None), *tile.target)
-        if self.divisor is None:
-            target[place] = numbers
-        else:
-            scaled = np.divide(numbers, np.float32(self.divisor), dtype=np.float32)
-            scaled[numbers == NODATA] = np.nan
-            target[place] = scaled

@@ -27,12 +27,15 @@ class Held:
         Where the spool has it; None if it could not even begin.
     content : bytes or None
         The raw bytes, if they could not be written there.
+    extent : (int, int) or None
+        Where they begin in the file, and how many they are; None if it holds nothing else.
     """
 
     request: Request
     receipt: Receipt
     path: Path | None
     content: bytes | None = None
+    extent: tuple[int, int] | None = None
 
     @property
     def pixels(self) -> PixelSet:
@@ -44,7 +47,12 @@ class Held:
         if self.content is not None:
             return self.content
         assert self.path is not None
-        return self.path.read_bytes()
+        if self.extent is None:
+            return self.path.read_bytes()
+        start, size = self.extent
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(start)
+            return file.read(size)
 
 
 @dataclass(slots=True, eq=False)
@@ -82,6 +90,11 @@ class Flight:
         self._waiting -= 1
         if not self._waiting and not self.sent:
             self.task.cancel()
+
+    @property
+    def shared(self) -> bool:
+        """Whether several wait for the answer."""
+        return self._waiting > 1
 
     @property
     def abandoned(self) -> bool:
@@ -158,9 +171,12 @@ class Holdings:
 
     def forget(self, held: Held) -> None:
         """Let go of an answer: its bytes are gone, or kept elsewhere."""
-        for answers in self._held.values():
+        for series, answers in list(self._held.items()):
             if held in answers:
                 answers.remove(held)
+            # Empty ones do not stay, or a long series would forget slower and slower.
+            if not answers:
+                del self._held[series]
 
     def depart(self, series: Hashable, flight: Flight) -> None:
         """Take note of a purchase that begins; it leaves by itself when its task ends."""

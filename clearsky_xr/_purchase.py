@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,13 +79,30 @@ class Answer:
                     date=str(held.request.date),
                     path=str(held.path),
                 ) from None
-            values = _geotiff.read(content, held.request).values
+            _, values = _geotiff.read(content, held.request)
             self.recent.remember(held, values)
         return derive(values, held.request.layers, names)
 
     def unpack(self) -> None:
         """Hold the decoded pixels, so that the bytes may go; to be called in a thread."""
         self.fresh = self.values(self.held.request.layers)
+
+
+class Packed(Protocol):
+    """An answer whose header is right, and whose pixels are still packed."""
+
+    def read_into(self, out: NDArray[np.int16], start: int = 0) -> None:
+        """Decode rows from `start` on into an array (layers, rows, x)."""
+
+
+class Seat(Protocol):
+    """Where the only one who waits for an answer wants its pixels."""
+
+    def fits(self, pixels: PixelSet) -> bool:
+        """Say whether an answer with these pixels can be put in as it is."""
+
+    def take(self, image: Packed) -> None:
+        """Decode an answer into its place."""
 
 
 class Buyer:
@@ -124,7 +142,7 @@ class Buyer:
         self._bound = bound
         self.versions = versions
 
-    async def buy(self, flight: Flight, burst: Burst) -> Held:
+    async def buy(self, flight: Flight, burst: Burst, seat: Seat | None = None) -> Held:
         """Send a request until it is answered or not to be repeated; land the answer.
 
         Parameters
@@ -132,6 +150,8 @@ class Buyer:
         flight : Flight
         burst : Burst
             Those that are under way together.
+        seat : Seat, optional
+            Where the pixels are put if nobody else has come to wait for them.
 
         Raises
         ------
@@ -141,9 +161,7 @@ class Buyer:
         with burst:
             content, path = await self._get(flight, burst)
         flight.sent = True
-        held, flight.values = await self._shared.in_thread(
-            partial(self._land, content, flight.request, path)
-        )
+        held = await self._shared.in_thread(partial(self._land, content, flight, path, seat))
         self.versions.add(held.receipt)
         return held
 
@@ -211,6 +229,8 @@ class Buyer:
 
     async def _begun(self, request: Request) -> Path | None:
         """Let the spool take note of what is about to be sent."""
+        if not self.spool.writes_ahead:
+            return self._begin(request)
         begin = asyncio.ensure_future(self._shared.in_thread(partial(self._begin, request)))
         try:
             return await asyncio.shield(begin)
@@ -228,27 +248,28 @@ class Buyer:
             self._disk_refuses(error)
             return None
 
-    def _land(
-        self, content: bytes, request: Request, path: Path | None
-    ) -> tuple[Held, NDArray[np.int16] | None]:
+    def _land(self, content: bytes, flight: Flight, path: Path | None, seat: Seat | None) -> Held:
         """Spool, then verify and decode."""
-        written = False
+        request, written, extent = flight.request, False, None
         try:
             if path is not None:
-                self.spool.write(path, content)
+                path, extent = self.spool.write(path, content)
                 written = True
         except OSError as error:
             self._disk_refuses(error)
         tags: dict[str, str] = {}
-        values: NDArray[np.int16] | None = None
         refused: UnexpectedImageError | None = None
         try:
-            image = _geotiff.read(content, request)
-            tags, values = image.tags, image.values
+            with _geotiff.opened(content, request) as image:
+                tags = image.tags
+                if seat is None or flight.shared:
+                    flight.values = image.read()
+                else:
+                    seat.take(image)
         except UnexpectedImageError as error:
             kept = "nowhere: the disk refused them"
             if path is not None and written:
-                kept = str(self.spool.set_aside(path))
+                kept = str(self.spool.set_aside(path, content))
             elif path is not None:
                 self.spool.drop(path)
             refused = error.at(kept=kept)
@@ -258,10 +279,11 @@ class Buyer:
             self.notices.append(f"a paid answer could not be decoded yet: {type(error).__name__}")
         if refused is not None:
             raise refused
-        held = Held(request, Receipt.of(request, tags), path, None if written else content)
-        if values is not None:
-            self._shared.recent.remember(held, values)
-        return held, values
+        held = Held(request, Receipt.of(request, tags), path, None if written else content, extent)
+        # What one reader has taken whole has no next reader as a rule.
+        if flight.values is not None:
+            self._shared.recent.remember(held, flight.values)
+        return held
 
     def _disk_refuses(self, error: OSError) -> None:
         # Paid pixels are not given up for a full disk: memory holds them.

@@ -14,7 +14,7 @@ from ._cube import Cube
 from ._holdings import Flight, Held, Holdings
 from ._pixels import PixelSet
 from ._plan import Bounds, Piece, cover
-from ._purchase import Answer, Buyer
+from ._purchase import Answer, Buyer, Seat
 from ._request import Request
 from .errors import ClearSkyError
 
@@ -79,7 +79,9 @@ class FromService:
         """Let go of the requests chosen so far: other pixels' turn has come."""
         self._covers.clear()
 
-    async def get(self, date: dt.date, wanted: PixelSet) -> Sequence[Answer]:
+    async def get(
+        self, date: dt.date, wanted: PixelSet, seat: Seat | None = None
+    ) -> Sequence[Answer]:
         """Get answers that together hold the pixels of a date.
 
         Parameters
@@ -87,13 +89,15 @@ class FromService:
         date : datetime.date
         wanted : PixelSet
             Not empty.
+        seat : Seat, optional
+            Where they may be put at once.
 
         Raises
         ------
         ClearSkyError
             A request failed; it names date and window.
         """
-        held, flights = await self.send(date, wanted)
+        held, flights = await self.send(date, wanted, seat)
         try:
             landed = [Answer(await land(flight), self._recent, flight.values) for flight in flights]
         finally:
@@ -101,10 +105,13 @@ class FromService:
                 flight.leave()
         return [*(Answer(answer, self._recent) for answer in held), *landed]
 
-    async def send(self, date: dt.date, wanted: PixelSet) -> tuple[list[Held], list[Flight]]:
+    async def send(
+        self, date: dt.date, wanted: PixelSet, seat: Seat | None = None
+    ) -> tuple[list[Held], list[Flight]]:
         """Find what is held or in flight of a date's pixels, and send for the rest.
 
-        The flights are joined, and are to be left.
+        The flights are joined, and are to be left. If a single one brings all, and
+        nobody else has come to wait for it, its pixels go straight into the seat.
         """
         cube, holdings = self.cube, self.holdings
         series = series_of(cube, date)
@@ -117,9 +124,11 @@ class FromService:
             # Others may send for the same pixels while this is thought about, so look again.
             planned, pieces = missing, await self.cover(missing, date)
         burst = self.account.burst(cube.fingerprint)
+        if held or flights or len(pieces) != 1 or (seat and not seat.fits(pieces[0].pixels)):
+            seat = None
         for piece in pieces if missing is not None else ():
             flight = Flight(self.request(date, piece))
-            flight.task = asyncio.create_task(self._buyer.buy(flight, burst))
+            flight.task = asyncio.create_task(self._buyer.buy(flight, burst, seat))
             holdings.depart(series, flight)
             flights.append(flight)
         for flight in flights:

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Final, TextIO
 
 # What only those need who change the package.
-_OURS: Final = re.compile(r"extra\s*==\s*['\"](test|dev|docs)['\"]")
+_OURS: Final = re.compile(r"extra\s*==\s*['\"](test|dev|docs|bench)['\"]")
 
 
 def show_versions(file: TextIO | None = None) -> None:

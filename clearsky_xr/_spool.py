@@ -24,9 +24,15 @@ from ._request import Request
 # disk, which costs time but no money.
 _RECENT: Final = 48 * 2**20
 
+# The file of a spool that keeps its answers one after the other.
+_MANY: Final = "answers"
 # What lies in the folder of a durable spool: what was asked for, and the answer.
 _ASKED: Final = ".json"
 _ANSWER: Final = ".tif"
+
+
+#: Where an answer begins in a file, and how long it is, bytes.
+Extent = tuple[int, int]
 
 
 class Recent:
@@ -56,11 +62,23 @@ class Recent:
 
 
 class Spool:
-    """The folder of a process's raw answers, which ends with it; safe under threads."""
+    """A process's raw answers, which end with it; safe under threads.
+
+    They lie in one file one after the other: making a file took longer than
+    everything else that is done with a small answer.
+
+    Attributes
+    ----------
+    writes_ahead : bool
+        Whether `begin` writes to disk, and so should not be called on the loop.
+    """
+
+    writes_ahead = False
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._folder: Path | None = None
+        self._file: Path | None = None
         self._count = 0
 
     @property
@@ -68,7 +86,7 @@ class Spool:
         """Where the folder is, in words."""
         return "the temporary folder, or set TMPDIR"
 
-    def begin(self, request: Request) -> Path:
+    def begin(self, request: Request) -> Path:  # noqa: ARG002  others write it down
         """Give the place of an answer that is about to be asked for.
 
         Raises
@@ -76,34 +94,64 @@ class Spool:
         OSError
             The disk refuses.
         """
+        # Without the lock if it is there: the loop must not wait for a thread that writes.
+        if (file := self._file) is not None:
+            return file
         with self._lock:
-            # Long-lived temporary folders are swept on many machines.
-            if self._folder is None or not self._folder.is_dir():
-                self._folder = self._new_folder()
-            self._count += 1
-            return self._folder / f"{self._count:08d}-{request.date}{_ANSWER}"
+            return self._file or self._new_file()
 
-    def write(self, path: Path, content: bytes) -> None:
+    def write(self, path: Path, content: bytes) -> tuple[Path, Extent | None]:
         """Write a paid answer to disk, before anything else is done with it.
+
+        Returns
+        -------
+        path : pathlib.Path
+            Where it is.
+        extent : (int, int) or None
+            Where it begins there and how long it is; None if it is all that is there.
 
         Raises
         ------
         OSError
             The disk refuses.
         """
-        path.write_bytes(content)
+        with self._lock:
+            path = self._file or self._new_file()
+            try:
+                handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+            except FileNotFoundError:
+                # Long-lived temporary folders are swept on many machines. It has to be another
+                # place, or what was in it would be read wrong and not be missed.
+                path = self._new_file()
+                handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+            try:
+                start = os.fstat(handle).st_size
+                rest = memoryview(content)
+                while rest:
+                    rest = rest[os.write(handle, rest) :]
+            finally:
+                os.close(handle)
+        return path, (start, len(content))
 
     def drop(self, path: Path) -> None:
         """Forget an answer: none came, or its pixels are kept elsewhere."""
-        path.unlink(missing_ok=True)
 
-    def set_aside(self, path: Path) -> Path:
-        """Move the bytes of an answer that was refused to where they outlive the process."""
+    def set_aside(self, path: Path, content: bytes) -> Path:
+        """Keep the bytes of an answer that was refused where they outlive the process."""
         try:
             folder = Path(tempfile.mkdtemp(prefix="clearsky-refused-"))
-            return Path(shutil.move(path, folder / path.name))
+            aside = folder / f"answer{_ANSWER}"
+            aside.write_bytes(content)
         except OSError:
             return path  # at least until the process ends
+        return aside
+
+    def _new_file(self) -> Path:
+        self._folder = self._new_folder()
+        file = self._folder / _MANY
+        file.touch()
+        self._file = file
+        return file
 
     def _new_folder(self) -> Path:
         # mkdtemp makes it readable by this user only.
@@ -125,6 +173,8 @@ class DurableSpool(Spool):
         Folder for answers that were refused.
     """
 
+    writes_ahead = True
+
     def __init__(self, new_folder: Callable[[], Path], refused: Path) -> None:
         super().__init__()
         self._make = new_folder
@@ -135,14 +185,19 @@ class DurableSpool(Spool):
         return str(self._refused.parent)
 
     def begin(self, request: Request) -> Path:
-        path = super().begin(request)
+        with self._lock:
+            if self._folder is None or not self._folder.is_dir():
+                self._folder = self._new_folder()
+            self._count += 1
+            path = self._folder / f"{self._count:08d}-{request.date}{_ANSWER}"
         path.with_suffix(_ASKED).write_text(request.dumps(), encoding="utf-8")
         return path
 
-    def write(self, path: Path, content: bytes) -> None:
+    def write(self, path: Path, content: bytes) -> tuple[Path, Extent | None]:
         part = path.with_suffix(".part")
         part.write_bytes(content)
         part.replace(path)
+        return path, None
 
     def drop(self, path: Path) -> None:
         # In this order: what was asked for and has no answer counts as lost.
@@ -150,7 +205,7 @@ class DurableSpool(Spool):
         for rest in (path, path.with_suffix(".part")):
             rest.unlink(missing_ok=True)
 
-    def set_aside(self, path: Path) -> Path:
+    def set_aside(self, path: Path, content: bytes = b"") -> Path:  # noqa: ARG002  it has them
         try:
             self._refused.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(_ANSWER, f"{path.stem}-", self._refused)

@@ -183,7 +183,7 @@ class Stock:
                     continue
                 try:
                     _check_belongs(left.request, cube)
-                    image = _geotiff.read(left.path.read_bytes(), left.request)
+                    tags, _ = _geotiff.read(left.path.read_bytes(), left.request)
                 except (UnexpectedImageError, OSError) as error:
                     kept = self.spool.set_aside(left.path)
                     notices.append(
@@ -191,7 +191,7 @@ class Stock:
                     )
                     continue
                 when = dt.datetime.fromtimestamp(left.path.stat().st_mtime, dt.UTC)
-                receipt = Receipt.of(left.request, image.tags, when)
+                receipt = Receipt.of(left.request, tags, when)
                 found.append(Held(left.request, receipt, left.path))
                 touched = self.store.blocks.touched(left.request.pixels)
                 self.torn |= {(left.request.date, block) for block in touched}

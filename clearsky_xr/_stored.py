@@ -7,7 +7,7 @@ import datetime as dt
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from ._blocks import Block
 from ._cube import Cube
 from ._holdings import Held
 from ._layers import bands_for, derive
+from ._output import Part, Seat
 from ._pixels import PixelSet
 from ._plan import MINIMUM
 from ._purchase import Answer
@@ -31,21 +32,6 @@ T = TypeVar("T")
 _LOOK: Final = 0.1
 # How often to try to put an answer away whose blocks another process has claimed.
 _TRIES: Final = 10
-
-
-class Part(Protocol):
-    """Pixels of one date, wherever they come from."""
-
-    @property
-    def pixels(self) -> PixelSet:
-        """The pixels, on the lattice."""
-
-    @property
-    def exact(self) -> bool:
-        """Whether all else on the window of the pixels is nodata."""
-
-    def values(self, names: tuple[str, ...]) -> NDArray[np.int16]:
-        """Give layers (layers, y, x) on the window of the pixels; to be called in a thread."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,8 +116,15 @@ class FromStore:
         if self.service is not None:
             self.service.next_tile()
 
-    async def get(self, date: dt.date, wanted: PixelSet) -> Sequence[Part]:
+    async def get(
+        self,
+        date: dt.date,
+        wanted: PixelSet,
+        seat: Seat | None = None,  # noqa: ARG002
+    ) -> Sequence[Part]:
         """Get parts that together hold the pixels of a date; see `FromService.get`.
+
+        The seat stays free: what is bought has to be kept first.
 
         Raises
         ------

@@ -204,7 +204,7 @@ def child() -> None:
                 content = mutate(content, dice)
             shape = (len(request.layers), *request.pixels.window.shape)
             try:
-                values = _geotiff.read(content, request).values
+                _, values = _geotiff.read(content, request)
             except errors.UnexpectedImageError as error:
                 result = type(error).__name__
                 if len(str(error)) > 1000:

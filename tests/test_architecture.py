@@ -24,7 +24,7 @@ FLOORS = [
      "_availability", "_explain"],
     ["_client", "_geotiff", "_cog", "_holdings", "_spool", "_sidecar", "_store", "_loop",
      "_link", "_scheduler", "_semaphore"],
-    ["_account", "_purchase", "_service", "_stock", "_stored", "_fetch", "_prefetch",
+    ["_account", "_purchase", "_output", "_service", "_stock", "_stored", "_fetch", "_prefetch",
      "_array", "_hidden", "_graph", "_quote", "_planned", "_dataset",
      "_prepare", "_open", "_interrupt"],
     ["_api", "_catalogue", "_variable", "_picture", "_card", "_progress", "_shown", "_receipts",

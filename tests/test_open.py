@@ -252,6 +252,17 @@ def test_preferred_chunks_suit_a_field_and_a_region(server: Server) -> None:
     assert 4 * np.prod(chunk) <= 128 * 2**20
 
 
+@pytest.mark.parametrize(("connections", "dates"), [(1, 4), (8, 4), (16, 8), (64, 12)])
+def test_two_chunks_keep_the_connections_busy(serve, connections: int, dates: int) -> None:
+    days = [str(d)[:10] for d in pd.date_range("2020-01-01", "2022-12-31", freq="7D")]
+    server = serve(max_connections=connections)
+    for area in ((15.05, 46.05, 15.063, 46.059), (15.0, 45.7, 15.77, 46.24)):
+        ds = clearsky_xr.open_timeseries(area, days, **access(server))
+        chunk = [c[0] for c in ds.reflectance.chunks]
+        assert chunk[0] == dates
+        assert 4 * np.prod(chunk) <= 128 * 2**20
+
+
 def test_no_dates_says_what_there_is(serve) -> None:
     server = serve(orders=[Order(model="Stratus3")])
     with pytest.raises(errors.NoImageryError, match="no image of the whole area") as caught:

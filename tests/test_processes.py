@@ -198,6 +198,7 @@ FORK = """
     import os, sys, warnings
     warnings.filterwarnings("ignore", "This process .* multi-threaded", DeprecationWarning)
     import xarray as xr
+    import clearsky_xr
     from clearsky_xr import _account, _loop
 
     url, key = sys.argv[1:]
@@ -205,8 +206,8 @@ FORK = """
     ds = xr.open_dataset(area, engine="clearsky", time=time, base_url=url, api_key=key)
     ds.copy().load()
     folder = _account.process().spool._folder
-    files = sorted(os.listdir(folder))
-    assert len(files) == 4, files
+    files = {name: (folder / name).stat().st_size for name in os.listdir(folder)}
+    assert sum(files.values()) == clearsky_xr.spent().bytes, files
     pid = os.fork()
     if pid == 0:
         # Ends like any program, so that all that was registered for the exit runs.
@@ -215,7 +216,7 @@ FORK = """
         sys.exit(0)
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
-    assert sorted(os.listdir(folder)) == files
+    assert {name: (folder / name).stat().st_size for name in os.listdir(folder)} == files
     _account.process().recent._values.clear()  # so that it is the disk that is read
     ds.copy().load()
     print("parent", str(folder))

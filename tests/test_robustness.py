@@ -163,15 +163,15 @@ def test_a_long_pause_does_not_hold_up_what_comes_after(serve) -> None:
 
 def test_what_cannot_be_decoded_now_is_held(server: Server, monkeypatch) -> None:
     ds = lazy(server, ["2025-04-01"])
-    genuine = _geotiff.read
+    genuine = _geotiff.opened
 
     def exhausted(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(_geotiff, "read", exhausted)
+    monkeypatch.setattr(_geotiff, "opened", exhausted)
     with pytest.raises(MemoryError):
         ds.load()
-    monkeypatch.setattr(_geotiff, "read", genuine)
+    monkeypatch.setattr(_geotiff, "opened", genuine)
     assert ds.reflectance.notnull().all()
     assert len(paid(server)) == 1
 

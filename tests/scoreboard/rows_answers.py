@@ -77,13 +77,13 @@ def lost(bench: Bench) -> dict[str, Any]:
     bench.fake_pauses()
     truth = bench.truth()
     decoded = []
-    genuine = _geotiff.read
+    genuine = _geotiff.opened
 
-    def reading(content: bytes, request: Any) -> _geotiff.Image:
+    def opening(content: bytes, request: Any) -> Any:
         decoded.append(len(content))
         return genuine(content, request)
 
-    bench.patch.setattr(_geotiff, "read", reading)
+    bench.patch.setattr(_geotiff, "opened", opening)
     ways = [Fault.lost(), Fault.lost(charged=False), Fault.reset()]
     ways += [Fault.short_body(n) for n in (0, 1, 8, 5000, 90_000)]
     short = Fault.short_body(5000)
