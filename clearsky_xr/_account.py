@@ -233,6 +233,8 @@ class Process:
         self.accounts: dict[tuple[str, str], Account] = {}
         # To the schedulers of the clusters to which it belongs.
         self.links: list[Link] = []
+        # The names that it has had there.
+        self.holders: set[str] = set()
         # Stores that are open; those who open one look under the guard.
         self.stocks: dict[Hashable, Any] = {}
         self.guard = threading.Lock()
@@ -290,6 +292,15 @@ def _close(shared: Process, pid: int) -> None:
         _loop.run(land())
     _loop.run(close())
     _loop.stop()
+
+
+def _waits_for(here: asyncio.AbstractEventLoop) -> bool:
+    """Say whether a cluster's answers come by this loop: who blocks it waits for ever."""
+    shared = _process
+    return shared is not None and any(link.alive and link.loop is here for link in shared.links)
+
+
+_loop.would_hang.append(_waits_for)
 
 
 async def account(settings: Settings) -> Account:

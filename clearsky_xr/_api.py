@@ -380,4 +380,4 @@ def spent() -> Spent:
 
     shared = process()
     own, link = shared.ledger.spent(), shared.link
-    return own if link is None else own + link.others()
+    return own if link is None else own + link.others(shared.holders)

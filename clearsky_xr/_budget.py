@@ -7,11 +7,12 @@ import math
 import secrets
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-from .errors import InvalidOptionError
+from .errors import ClearSkyError, InvalidOptionError
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,7 @@ class Budget:
         self._name = secrets.token_hex(8)
         self._find = elsewhere
         self.elsewhere: Elsewhere | None = None
+        self._heard: Tally | None = None
 
     @property
     def left(self) -> float:
@@ -166,14 +168,18 @@ class Budget:
 
     def tally(self) -> Tally:
         """Give the same, and what a progress bar wants to know."""
-        said = None if self.elsewhere is None else self.elsewhere.tally(self._name)
-        if said is not None:
-            return said
+        if self.elsewhere is not None:
+            # When the cluster has gone, what was last heard of it stays.
+            with suppress(ClearSkyError):
+                self._heard = self.elsewhere.tally(self._name) or self._heard
+        if self._heard is not None:
+            return self._heard
         own = self.sums
         with self._book.lock:
             return Tally(own.totals(), len(own.dates), own.in_flight)
 
     def margin(self) -> float:
+        """Give what this process may still spend, credits, not rounded."""
         own = self.sums
         return self.limit - own.settled - own.possibly - own.reserved
 
@@ -194,7 +200,9 @@ class Budget:
         with self._book.lock:
             self._book.active.remove(self)
         if self.elsewhere is not None:
-            self.elsewhere.close_budget(self._name)
+            with suppress(ClearSkyError):  # it must not hide what ended the block
+                self.elsewhere.close_budget(self._name)
+            self.tally()
 
     def __repr__(self) -> str:
         return f"<clearsky_xr budget of {self.limit:.2f} credits, {self.left:.2f} left>"

@@ -190,14 +190,15 @@ class Ledger:
 
 
 def _refused(budget: Budget, price: float) -> BudgetError:
-    spent = budget.report()
+    # Not its report, which may have to be asked for elsewhere: these sums have refused it.
+    spent, left = budget.sums.totals(), max(0.0, round(budget.margin(), 2))
     return BudgetError(
         f"the budget of {budget.limit:.2f} credits does not allow a download of {price:.2f}: "
         f"{spent.settled:.2f} are spent, {spent.reserved:.2f} in flight, {spent.possibly:.2f} may "
-        f"have been charged, {budget.left:.2f} are left",
+        f"have been charged, {left:.2f} are left",
         hint="Nothing was sent. Select less, or raise the budget; .clearsky.plan() tells the "
         "price beforehand. Prices are rounded up to the cent before they are known to be settled.",
         limit=budget.limit,
         asked=price,
-        left=budget.left,
+        left=left,
     )

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, Protocol
 
 from . import _clock
 from ._budget import Spent, Tally
-from ._gate import Door, Slot
+from ._gate import Door, Gate, Slot
 from ._ledger import Booking
 from .errors import BudgetError, ClearSkyError
 
@@ -29,6 +30,9 @@ PREFIX: Final = "clearsky_xr_"
 # and a few are enough: a slot is granted in about a millisecond.
 _ASKING: Final = 4
 
+# Figures are right as soon as a computation has ended, unless the scheduler takes longer, seconds.
+_BRIEFLY: Final = 1.0
+
 # Pauses between attempts when the scheduler does not answer, seconds.
 _AGAIN: Final = (0.1, 0.5, 2.0)
 
@@ -40,8 +44,16 @@ class Link(Protocol):
     """What a process that belongs to a cluster shares with the others."""
 
     @property
+    def holder(self) -> str:
+        """By which the scheduler knows this process."""
+
+    @property
     def alive(self) -> bool:
         """Whether the process still belongs to the cluster."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Where the answers of the scheduler arrive."""
 
     def door(self, identify: Identify, patience: float) -> Door:
         """Give what requests of an account wait at, each of which takes so many seconds at most."""
@@ -66,8 +78,8 @@ class Link(Protocol):
     def tally(self, name: str) -> Tally | None:
         """Tell what counted for a budget; None if the scheduler does not know it."""
 
-    def others(self) -> Spent:
-        """Tell what the other processes have spent."""
+    def others(self, own: Collection[str]) -> Spent:
+        """Tell what the processes have spent that are not known by one of these names."""
 
 
 class SchedulerLink:
@@ -97,6 +109,7 @@ class SchedulerLink:
         self._running = running
         self._salt = salt
         self._doors: dict[str, SchedulerDoor] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self.holder = holder
         self.concurrency = concurrency
 
@@ -124,11 +137,19 @@ class SchedulerLink:
     async def claim(self, store: str, numbers: Sequence[int]) -> AsyncIterator[frozenset[int]]:
         """Be the only process that buys blocks of a store; gives those that it got."""
         what = {"holder": self.holder, "store": store, "numbers": list(numbers)}
-        got = frozenset(await self.call("claim", **what))
+        claiming = asyncio.create_task(self.call("claim", **what))
+
+        async def give_back() -> None:
+            # Also what is granted to who does not wait for it any more.
+            await asyncio.wait([claiming])
+            if not claiming.cancelled():
+                claiming.exception()
+            await self.quietly("unclaim", **what)
+
         try:
-            yield got
+            yield frozenset(await asyncio.shield(claiming))
         finally:
-            await asyncio.shield(self._quietly("unclaim", **what))
+            await briefly(self.later(give_back()))
 
     def open_budget(self, name: str, limit: float) -> None:
         """Begin a budget for the whole cluster."""
@@ -140,14 +161,13 @@ class SchedulerLink:
 
     def tally(self, name: str) -> Tally | None:
         """Tell what counted for a budget; None if the scheduler does not know it."""
-        said = self.ask("report", name=name)
+        said = self.ask("report", name=name)["tally"]
         return None if said is None else Tally(**{**said, "spent": Spent(**said["spent"])})
 
-    def others(self) -> Spent:
-        """Tell what the other processes have spent."""
-        said = self.ask("status")
-        own = said["holders"].get(self.holder)
-        return Spent(**said["spent"]) - (Spent() if own is None else Spent(**own))
+    def others(self, own: Collection[str]) -> Spent:
+        """Tell what the processes have spent that are not known by one of these names."""
+        holders = self.ask("status")["holders"]
+        return sum((Spent(**spent) for name, spent in holders.items() if name not in own), Spent())
 
     async def call(self, verb: str, **what: Any) -> Any:
         """Ask the scheduler, from the background loop; repeats what it may not have heard.
@@ -159,9 +179,17 @@ class SchedulerLink:
         """
         for pause in (*_AGAIN, None):
             try:
-                return await asyncio.wrap_future(self._send(verb, what))
+                said = await asyncio.wrap_future(self._send(verb, what))
             except OSError as error:  # distributed's errors of connections are of this kind
                 trouble = f"{type(error).__name__}: {error}"
+            else:
+                if said is None:  # no call of ours answers so
+                    raise ClearSkyError(
+                        "the Dask scheduler has no gate: was it restarted?",
+                        hint="Call clearsky_xr.cluster.setup(client) again.",
+                        kind="cluster",
+                    )
+                return said
             if pause is None or not self.alive:
                 break
             await _clock.sleep(pause)
@@ -184,15 +212,26 @@ class SchedulerLink:
             here = asyncio.get_running_loop()
         except RuntimeError:
             here = None
-        if here is self._loop:
+        if here is not None and here is self.loop:
             raise ClearSkyError(
                 "this cannot be asked from the event loop of an asynchronous Dask client",
                 hint="Use asyncio.to_thread, or max_credits= instead of a budget.",
                 kind="cluster",
             )
-        return asyncio.run_coroutine_threadsafe(self.call(verb, **what), self._loop).result()
+        if not self.alive or self.loop.is_closed():
+            raise ClearSkyError(
+                "the Dask cluster has gone", hint="Its figures went with it.", kind="cluster"
+            )
+        return asyncio.run_coroutine_threadsafe(self.call(verb, **what), self.loop).result()
 
-    async def _quietly(self, verb: str, **what: Any) -> None:
+    def later(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do something whoever waits for it, from the background loop."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def quietly(self, verb: str, **what: Any) -> None:
         """Tell the scheduler something; if it does not answer it has forgotten this process."""
         try:
             await self.call(verb, **what)
@@ -200,13 +239,18 @@ class SchedulerLink:
             _log.debug("%s", error)
 
     @property
-    def _loop(self) -> asyncio.AbstractEventLoop:
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """That of the worker or client."""
         loop: asyncio.AbstractEventLoop = self._node.loop.asyncio_loop
         return loop
 
     def _send(self, verb: str, what: dict[str, Any]) -> Future[Any]:
-        call = getattr(self._node.scheduler, PREFIX + verb)
-        return asyncio.run_coroutine_threadsafe(call(**what), self._loop)
+        scheduler = self._node.scheduler
+        if scheduler is None or self.loop.is_closed():
+            raise ConnectionError("the connection to the scheduler is closed")
+        return asyncio.run_coroutine_threadsafe(
+            getattr(scheduler, PREFIX + verb)(**what), self.loop
+        )
 
 
 class SchedulerDoor:
@@ -227,48 +271,50 @@ class SchedulerDoor:
         self._account = account
         self._patience = patience
         self._asking = asyncio.Semaphore(_ASKING)
-        self._tasks: set[asyncio.Task[None]] = set()
+        # Counts for those who want to be fewer than the scheduler would let in.
+        self._own = Gate(sys.maxsize)
 
     def limit_to(self, limit: int) -> None:
         """Tell the limit to all processes of the cluster."""
         self.limit = min(limit, self._link.concurrency or limit)
-        self._later(self._link._quietly("limit", account=self._account, limit=limit))  # noqa: SLF001
+        self._link.later(self._link.quietly("limit", account=self._account, limit=limit))
 
     @asynccontextmanager
     async def slot(self, at_most: int | None = None) -> AsyncIterator[Slot]:
-        """Hold a slot; waits until the scheduler grants one."""
-        slot = _Slot(self._link, uuid.uuid4().hex)
-        entering = asyncio.create_task(self._enter(slot, at_most))
-        try:
-            await asyncio.shield(entering)
-        except asyncio.CancelledError:
-            # Who was asked cannot be un-asked: what comes is given back.
-            if slot.asked:
-                entering.add_done_callback(lambda _: self._later(slot.leave()))
-            else:
-                entering.cancel()
-            raise
-        try:
-            yield slot
-        finally:
-            leaving = self._later(slot.leave())
-            await asyncio.shield(leaving)
+        """Hold a slot; waits until the scheduler grants one.
 
-    async def _enter(self, slot: _Slot, at_most: int | None) -> None:
+        Parameters
+        ----------
+        at_most : int, optional
+            Wait until fewer than this many requests of this process wait or are in flight.
+        """
+        async with self._own.slot(at_most):
+            slot = _Slot(self._link, uuid.uuid4().hex)
+            entering = asyncio.create_task(self._enter(slot))
+            try:
+                await asyncio.shield(entering)
+            except BaseException:
+                # Who was asked cannot be un-asked: what comes is given back.
+                if slot.asked:
+                    self._link.later(_give_back(entering, slot))
+                else:
+                    entering.cancel()
+                raise
+            try:
+                yield slot
+            finally:
+                # What was paid for does not wait for a scheduler that does not answer.
+                await briefly(self._link.later(slot.leave()))
+
+    async def _enter(self, slot: _Slot) -> None:
         async with self._asking:
             slot.asked = True
             said = await self._link.call(
                 "slot", ticket=slot.ticket, holder=self._link.holder, account=self._account,
-                at_most=at_most, patience=self._patience,
+                patience=self._patience,
             )  # fmt: skip
         _check_known(said)
         self.limit = said["limit"]
-
-    def _later(self, work: Any) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
 
 class _Slot:
@@ -307,7 +353,20 @@ class _Slot:
         """Give the slot back."""
         if self._booking is not None:
             self._came |= {"outcome": self._booking.outcome, "size": self._booking.size}
-        await self._link._quietly("leave", ticket=self.ticket, **self._came)  # noqa: SLF001
+        await self._link.quietly("leave", ticket=self.ticket, **self._came)
+
+
+async def _give_back(entering: asyncio.Task[None], slot: _Slot) -> None:
+    """Give a slot back that nobody waits for any more, once it is there."""
+    await asyncio.wait([entering])
+    if not entering.cancelled():
+        entering.exception()
+    await slot.leave()
+
+
+async def briefly(task: asyncio.Task[None]) -> None:
+    """Wait for a task, but not for long; it goes on."""
+    await asyncio.wait([task], timeout=_BRIEFLY)
 
 
 def _check_known(said: Mapping[str, Any]) -> None:

@@ -7,10 +7,11 @@ running loop (Jupyter), wait for the background loop; async callers await it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from contextlib import ContextDecorator
 from types import TracebackType
@@ -28,6 +29,10 @@ _lock = threading.Lock()
 _waited_for: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
 _loop: asyncio.AbstractEventLoop | None = None
 _thread: threading.Thread | None = None
+
+
+#: Say whether something that is waited for needs a loop. Who knows of such loops adds to it.
+would_hang: list[Callable[[asyncio.AbstractEventLoop], bool]] = []
 
 
 def background() -> asyncio.AbstractEventLoop:
@@ -80,6 +85,15 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     An interrupt (Ctrl-C) cancels it: what is paid for and in flight goes on and
     lands in the spool, the rest is not sent.
     """
+    with contextlib.suppress(RuntimeError):
+        here = asyncio.get_running_loop()
+        if any(needs(here) for needs in would_hang):
+            work.close()
+            raise ClearSkyError(
+                "a sync call in the event loop of an asynchronous Dask client would wait for ever",
+                hint="Use await ds.load_async(), or asyncio.to_thread.",
+                kind="cluster",
+            )
     loop = background()
     if threading.current_thread().name == "clearsky_xr-loop":
         work.close()

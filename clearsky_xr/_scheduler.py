@@ -1,8 +1,9 @@
 """The gate and the ledger of a Dask cluster: a plugin that stands on its scheduler.
 
 Its processes (workers and clients, here "holders") ask by remote calls of the scheduler, whose
-names begin with ``clearsky_xr_``. All of them may be repeated without harm, since a connection
-may break after the scheduler has heard. Nothing of it knows the API key: it is passed on as the
+names begin with ``clearsky_xr_``. All of them may be repeated, since a connection may break after
+the scheduler has heard, and none is answered by None, which is how a scheduler answers calls that
+it does not know. Nothing of it knows the API key: it is passed on as the
 sealed bytes in which it came.
 """
 
@@ -30,6 +31,10 @@ NAME: Final = "clearsky_xr"
 
 # Until a process has asked the account for its limit.
 _UNKNOWN: Final = 1
+
+# Of budgets that have ended, and of keys, so many are remembered.
+_MOST_ENDED: Final = 1000
+_MOST_KEYS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +80,9 @@ class _Ticket:
     booking: Booking | None = None
     burial: asyncio.TimerHandle | None = None
 
-    async def enter(self, at_most: int | None) -> None:
+    async def enter(self) -> None:
         """Wait for the slot."""
-        await self.gate.enter(at_most)
+        await self.gate.enter()
         self.since = _clock.monotonic()
 
 
@@ -112,6 +117,8 @@ class ClusterGate(SchedulerPlugin):
         self._tickets: dict[str, _Ticket] = {}
         self._spent: dict[str, Budget] = {}
         self._budgets: dict[str, tuple[str, Budget]] = {}
+        # Budgets whose holder has gone without ending them.
+        self._cut_off: set[str] = set()
         self._claims: dict[tuple[str, int], str] = {}
         for verb in (
             self.hello, self.configure, self.keys, self.slot, self.book, self.leave, self.limit,
@@ -130,12 +137,14 @@ class ClusterGate(SchedulerPlugin):
         self._bereave(worker)
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:  # noqa: ARG002
-        """Take note that a client is gone."""
+        """Take note that a client is gone, or that its connection broke."""
         self._bereave(client)
-        for name, (owner, _) in list(self._budgets.items()):
-            if owner == client:
-                self._end_budget(name)
-                del self._budgets[name]
+
+    def add_client(self, scheduler: Scheduler, client: str) -> None:  # noqa: ARG002
+        """Let the budgets of a client that has come back hold again."""
+        for name in [name for name in self._cut_off if self._budgets[name][0] == client]:
+            self._cut_off.discard(name)
+            self._budgets[name][1].__enter__()
 
     # --- who belongs to it
 
@@ -144,27 +153,29 @@ class ClusterGate(SchedulerPlugin):
         keys = self._keys if sealed else []
         return {"salt": self._salt, "concurrency": self._concurrency, "keys": keys}
 
-    async def configure(self, concurrency: int | None, quarantine: float | None) -> None:
+    async def configure(self, concurrency: int | None, quarantine: float | None) -> bool:
         """Change the options while it runs."""
         self._concurrency, self._quarantine = concurrency, quarantine
         for account in self._gates:
             self._set_limit(account)
+        return True
 
-    async def keys(self, sealed: Any) -> None:
+    async def keys(self, sealed: Any) -> bool:
         """Keep keys for the processes of the cluster."""
-        self._keys.append(sealed)
+        self._keys = [*self._keys[1 - _MOST_KEYS :], sealed]
+        return True
 
     # --- the gate
 
     async def slot(
-        self, ticket: str, holder: str, account: str, at_most: int | None, patience: float
+        self, ticket: str, *, holder: str, account: str, patience: float
     ) -> dict[str, Any]:
         """Answer when the holder has a slot; first come, first served."""
         if holder not in self._scheduler.workers and holder not in self._scheduler.clients:
             return {"stranger": True}
         if ticket not in self._tickets:
             entry = self._tickets[ticket] = _Ticket(holder, self._gate(account), patience)
-            entry.entering = asyncio.create_task(entry.enter(at_most))
+            entry.entering = asyncio.create_task(entry.enter())
         entry = self._tickets[ticket]
         await asyncio.wait([entry.entering])
         return {"stranger": True} if entry.entering.cancelled() else {"limit": entry.gate.limit}
@@ -181,12 +192,12 @@ class ClusterGate(SchedulerPlugin):
     ) -> dict[str, Any]:
         """Book a download for which the holder has a slot."""
         entry = self._tickets.get(ticket)
-        if entry is None:
+        if entry is None or entry.burial is not None or not self._budgets.keys() >= set(bound):
             return {"stranger": True}
         if entry.booking is None:
             sale = Sale(dt.date.fromisoformat(date), credits, credits_at_most)
             own = None if purse is None else Purse(*purse)
-            held = [self._budgets[name][1] for name in bound if name in self._budgets]
+            held = [self._budgets[name][1] for name in bound]
             counts = Bound((self._tally(entry.holder), *held))
             try:
                 entry.booking = self._ledger.reserve(sale, own, counts)
@@ -203,14 +214,14 @@ class ClusterGate(SchedulerPlugin):
         answered: bool = False,
         refused: bool = False,
         pause: float | None = None,
-    ) -> None:
+    ) -> bool:
         """Take a slot back, and note what came of its request."""
         entry = self._tickets.pop(ticket, None)
         if entry is None:
-            return
+            return True
         if not entry.entering.done():
             entry.entering.cancel()
-            return
+            return True
         if entry.burial is not None:
             entry.burial.cancel()
         if entry.booking is not None and outcome == "settled":
@@ -222,12 +233,14 @@ class ClusterGate(SchedulerPlugin):
         if refused:
             entry.gate.refused(pause)
         entry.gate.leave()
+        return True
 
-    async def limit(self, account: str, limit: int) -> None:
+    async def limit(self, account: str, limit: int) -> bool:
         """Set an account's limit, as it was told to a process."""
         self._gate(account)
         self._limits[account] = limit
         self._set_limit(account)
+        return True
 
     def _gate(self, account: str) -> Gate:
         if account not in self._gates:
@@ -243,6 +256,11 @@ class ClusterGate(SchedulerPlugin):
 
     def _bereave(self, holder: str) -> None:
         """Bury a holder: what it has in flight the service may still be working on."""
+        for name, (owner, budget) in self._budgets.items():
+            if owner == holder and budget in self._ledger.active:
+                # What was begun stays bound by it.
+                budget.__exit__(None, None, None)
+                self._cut_off.add(name)
         for key, by in list(self._claims.items()):
             if by == holder:
                 del self._claims[key]
@@ -262,36 +280,47 @@ class ClusterGate(SchedulerPlugin):
 
     def _bury(self, ticket: str) -> None:
         entry = self._tickets.pop(ticket, None)
-        if entry is not None:
-            entry.gate.leave()
+        if entry is None:
+            return
+        if entry.booking is not None:
+            self._ledger.release(entry.booking, possibly=True)
+        entry.gate.leave()
 
     # --- the ledger
 
     async def repeat(self, credits: float) -> bool:  # noqa: A002  the field's word
-        """Say whether a lost download may be paid for once more."""
+        """Say whether a lost download may be paid for once more; twice asked counts twice."""
         return self._ledger.repeat_lost(credits)
 
-    async def budget(self, name: str, *, holder: str, limit: float, opened: bool) -> None:
+    async def budget(self, name: str, *, holder: str, limit: float, opened: bool) -> bool:
         """Begin or end a budget that holds for the whole cluster."""
-        if not opened:
-            self._end_budget(name)
-        elif name not in self._budgets:
+        if opened and name not in self._budgets:
             budget = Budget(limit, self._ledger)
             self._budgets[name] = holder, budget
             budget.__enter__()
+        elif not opened:
+            self._cut_off.discard(name)
+            self._end_budget(name)
+        return True
 
     async def bound(self) -> list[str]:
         """Name the budgets that hold now."""
         active = self._ledger.bound()
         return [name for name, (_, budget) in self._budgets.items() if budget in active]
 
-    async def report(self, name: str) -> dict[str, Any] | None:
+    async def report(self, name: str) -> dict[str, Any]:
         """Tell what counted for a budget, also after its end."""
-        return asdict(self._budgets[name][1].tally()) if name in self._budgets else None
+        known = self._budgets.get(name)
+        return {"tally": None if known is None else asdict(known[1].tally())}
 
     def _end_budget(self, name: str) -> None:
         if name in self._budgets and self._budgets[name][1] in self._ledger.active:
             self._budgets[name][1].__exit__(None, None, None)
+        # The oldest of those that have ended are forgotten.
+        over = [n for n, (_, b) in self._budgets.items() if b not in self._ledger.active]
+        for old in over[:-_MOST_ENDED]:
+            del self._budgets[old]
+            self._cut_off.discard(old)
 
     def _tally(self, holder: str) -> Budget:
         if holder not in self._spent:
@@ -308,11 +337,12 @@ class ClusterGate(SchedulerPlugin):
             if self._claims.setdefault((store, number), holder) == holder
         ]
 
-    async def unclaim(self, holder: str, store: str, numbers: Iterable[int]) -> None:
+    async def unclaim(self, holder: str, store: str, numbers: Iterable[int]) -> bool:
         """Take blocks back."""
         for number in numbers:
             if self._claims.get((store, number)) == holder:
                 del self._claims[store, number]
+        return True
 
     # --- how it stands
 

@@ -8,7 +8,8 @@ budgets, stores and keys are each process's own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import logging
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -18,6 +19,8 @@ from distributed import Semaphore
 
 from ._budget import Spent, Tally
 from ._gate import Door, Gate, Slot
+
+_log = logging.getLogger(__name__)
 
 
 class SemaphoreLink:
@@ -50,6 +53,12 @@ class SemaphoreLink:
         self._concurrency = concurrency
         self._doors: dict[str, SemaphoreDoor] = {}
         self.holder = holder
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """That of the worker or client."""
+        loop: asyncio.AbstractEventLoop = self._node.loop.asyncio_loop
+        return loop
 
     @property
     def alive(self) -> bool:
@@ -86,7 +95,7 @@ class SemaphoreLink:
         """Know nothing of others."""
         return None
 
-    def others(self) -> Spent:
+    def others(self, own: Collection[str]) -> Spent:  # noqa: ARG002
         """Know nothing of others."""
         return Spent()
 
@@ -111,13 +120,16 @@ class SemaphoreDoor:
 
     @property
     def limit(self) -> int:
-        """Requests that it lets through at a time."""
-        return self._own.limit
+        """Requests that it lets through at a time; 0 as long as it has not been told."""
+        return 0 if self._semaphore is None else self._own.limit
 
     def limit_to(self, limit: int) -> None:
         """Count with a semaphore of this size; all processes hear the same from the account."""
         limit = min(limit, self._concurrency or limit)
+        if limit == self.limit:
+            return
         self._own.limit_to(limit)
+        self._pool.shutdown(wait=False)
         # Acquiring blocks a thread each; one more gives back.
         self._pool = ThreadPoolExecutor(limit + 1, thread_name_prefix="clearsky_xr-semaphore")
         make = partial(
@@ -138,12 +150,19 @@ class SemaphoreDoor:
             try:
                 await asyncio.shield(taking)
             except asyncio.CancelledError:
-                taking.add_done_callback(lambda _: self._pool.submit(semaphore.release))
+                taking.add_done_callback(lambda _: self._pool.submit(self._release, semaphore))
                 raise
             try:
                 yield slot
             finally:
-                await asyncio.shield(asyncio.ensure_future(self._thread(semaphore.release)))
+                release = partial(self._release, semaphore)
+                await asyncio.shield(asyncio.ensure_future(self._thread(release)))
+
+    def _release(self, semaphore: Semaphore) -> None:
+        try:
+            semaphore.release()  # type: ignore[no-untyped-call]
+        except Exception as error:  # noqa: BLE001  what was paid for is worth more than a lease
+            _log.debug("a lease was not given back: %s", error)
 
     async def _thread(self, work: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)

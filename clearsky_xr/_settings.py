@@ -43,6 +43,8 @@ _NO_KEY: Final = (
 # Keys that were passed as arguments, by the name that settings carry. The names
 # are salted, so that they say nothing about the key outside this process.
 _given: dict[str, str] = {}
+# Keys out of the environment of another process of a cluster.
+_lent: dict[str, str] = {}
 _SALT: Final = secrets.token_bytes(16)
 
 
@@ -73,6 +75,8 @@ class KeyReference:
         variable = self.name.removeprefix("env:") if self.name.startswith("env:") else KEY_VARIABLE
         if key := os.environ.get(variable, "").strip():
             return _checked(key)
+        if key := _lent.get(self.name):
+            return key
         if self.name.startswith("given:"):
             raise CredentialsError(
                 f"this process (pid {os.getpid()}) was not given the API key: keys do not travel "
@@ -180,7 +184,9 @@ def keys_to_share(api_key: str | None) -> dict[str, str]:
 
 def take_keys(keys: Mapping[str, str]) -> None:
     """Take keys that another process has shared."""
-    _given.update(keys)
+    for name, key in keys.items():
+        # The environment of a process comes before what others have in theirs.
+        (_lent if name.startswith("env:") else _given)[name] = key
 
 
 def offline(location: Location, missing: Missing) -> Settings:

@@ -12,8 +12,8 @@ Needs the extra ``cluster``, and this package on the scheduler and all workers.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
-import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -101,10 +101,10 @@ def setup(
 ) -> Any:
     """Give a Dask cluster one gate, one ledger and one key for all its processes.
 
-    To be called once for a cluster, before or after cubes are opened; again to change an option.
-    Workers that join later are set up as well. From then on the account's
-    ``MaxConcurrentConnections`` holds for the notebook and all workers together, and so
-    do ``max_credits=`` and `clearsky_xr.budget`.
+    To be called once for a cluster, before anything is computed on it (what is in flight at that
+    moment is not counted); again to change an option. Workers that join later are set up as
+    well. From then on the account's ``MaxConcurrentConnections`` holds for the notebook and all
+    workers together, and so do ``max_credits=`` and `clearsky_xr.budget`.
 
     Where the scheduler takes no plugins a `distributed.Semaphore` keeps the limit, and a warning
     says what that costs.
@@ -194,6 +194,7 @@ class _Sealed:
 async def _setup(
     client: Any, keys: dict[str, str], concurrency: int | None, quarantine: float | None
 ) -> Status:
+    _clients.append(client.id)
     try:
         gate = ClusterGate(concurrency, quarantine)
         await _wait(client.register_plugin(gate, NAME))
@@ -207,7 +208,8 @@ async def _setup(
             "handed over, so the workers need CLEARSKY_API_KEY; and stores on other machines "
             "than the workers' may be bought into twice"
         )
-        salt = secrets.token_bytes(16)
+        # The same for all clients, so that they share the semaphore.
+        salt = hashlib.blake2b(str(client.scheduler_info().get("id")).encode()).digest()[:16]
         await _wait(client.register_plugin(WorkerSetup(salt, concurrency), NAME))
         _join(SemaphoreLink(*_of_client(client), salt, concurrency))
         return Status()
@@ -263,40 +265,44 @@ class WorkerSetup(WorkerPlugin):
             _join(SemaphoreLink(*node, self.salt, self._concurrency))
             return
         said = await worker.scheduler.clearsky_xr_hello()
-        for sealed in said["keys"]:
-            take_keys(sealed.keys)
+        if not _in_this_process(worker):
+            for sealed in said["keys"]:
+                take_keys(sealed.keys)
         _join(SchedulerLink(*node, said["salt"], said["concurrency"]))
 
-    def teardown(self, worker: Any) -> None:
-        """Disconnect."""
-        _part(worker.address)
+
+#: Processes that are more than a worker: they have a client that has set up a cluster.
+_clients: list[str] = []
+
+
+def _in_this_process(worker: Any) -> bool:
+    return bool(_clients) or str(worker.address).startswith("inproc://")
 
 
 def _works(worker: Any) -> bool:
-    return worker.status not in _GONE
+    # A process that is a worker and nothing else stays one to its end: what its threads still do
+    # when it closes counts for the cluster.
+    return worker.status not in _GONE or not _in_this_process(worker)
 
 
 def _of_client(client: Any) -> tuple[Any, str, Callable[[], bool]]:
-    return client, client.id, lambda: client.status == "running"
+    # While its connection is made anew it belongs to the cluster, too.
+    return client, client.id, lambda: client.status not in ("closing", "closed")
 
 
 def _join(link: SchedulerLink | SemaphoreLink) -> None:
     """Let this process wait at the cluster's gate from now on."""
-    _part(link.holder)
     shared = process()
     known: Link = link
-    shared.links.append(known)
+    others = [other for other in shared.links if other.alive and other.holder != link.holder]
+    shared.holders.add(link.holder)
+    shared.links = [*others, known]  # in one step: it is never without one
 
     def tell() -> None:
         for account in shared.accounts.values():
             account.tell_limit()
 
     _loop.background().call_soon_threadsafe(tell)
-
-
-def _part(holder: str) -> None:
-    links = process().links
-    links[:] = [link for link in links if getattr(link, "holder", None) != holder]
 
 
 def _client(client: Client | None) -> Any:

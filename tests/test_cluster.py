@@ -1,5 +1,6 @@
 """Dask clusters of real processes: one limit, one budget, one key for all of them."""
 
+import asyncio
 import ctypes
 import os
 import pickle
@@ -16,7 +17,7 @@ import pytest
 import xarray as xr
 
 import clearsky_xr
-from clearsky_xr import _account
+from clearsky_xr import _account, _loop
 from clearsky_xr.errors import (
     BudgetError,
     ClearSkyError,
@@ -36,6 +37,8 @@ PATIENCE = 60.0
 # What a process does that a test does not wait for.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Sending large graph"),
+    # Chunks of four dates, whatever the account's connections would suggest.
+    pytest.mark.filterwarnings("ignore:The specified chunks separate"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
@@ -130,6 +133,19 @@ def test_a_smaller_number_may_be_asked_for_and_changed_while_it_runs(cluster, se
     rest.result(timeout=PATIENCE)
     assert server.peak_in_flight == 5
     clearsky_xr.cluster.setup(cluster)
+
+
+def test_setting_up_again_while_it_runs_lets_nothing_through(cluster, serve):
+    server = serve(max_connections=2, latency=0.05)
+    clearsky_xr.cluster.setup(cluster, api_key=server.api_key)
+    before = clearsky_xr.spent().requests
+    result = cluster.compute(cube(server).reflectance.mean())
+    while not result.done():
+        clearsky_xr.cluster.setup(cluster)
+    result.result()
+    assert server.peak_in_flight == 2
+    assert [entry.status for entry in server.downloads()] == [200] * 73
+    assert clearsky_xr.spent().requests - before == 73
 
 
 def test_a_worker_that_joins_later_belongs_to_it(serve):
@@ -473,9 +489,38 @@ def test_a_cluster_in_this_process(serve):
     assert len(paid(server)) == 5
 
 
-def test_an_asynchronous_client(serve):
-    import asyncio
+def test_what_is_given_up_or_outlives_the_cluster_is_given_back(serve):
+    server = serve()
+    cube(server, ["2025-04-01"])
+    owner = _account.process().accounts[server.url, server.api_key]
 
+    async def abandon(link):
+        async def hold(door):
+            async with door:
+                await asyncio.sleep(PATIENCE)
+
+        for turns in range(1, 6):
+            for door in (link.claim("store", [1, 2]), owner.gate.slot()):
+                task = asyncio.create_task(hold(door))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    async def outlive(client):
+        async with owner.gate.slot():
+            await asyncio.to_thread(client.close)
+            return b"paid for"
+
+    with distributed.Client(processes=False, n_workers=1, dashboard_address=":0") as client:
+        clearsky_xr.cluster.setup(client)
+        plugin = client.cluster.scheduler.plugins["clearsky_xr"]
+        _loop.run(abandon(_account.process().link))
+        until(lambda: not plugin._claims and not plugin._tickets, "what was given up")
+        assert _loop.run(outlive(client)) == b"paid for"
+
+
+def test_an_asynchronous_client(serve):
     server = serve(max_connections=2)
 
     async def main():
@@ -483,6 +528,8 @@ def test_an_asynchronous_client(serve):
             processes=False, n_workers=1, dashboard_address=":0", asynchronous=True
         ) as client:
             await clearsky_xr.cluster.setup(client, api_key=server.api_key)
+            with pytest.raises(ClearSkyError, match=r"asyncio\.to_thread"):
+                cube(server, SPRING)
             ds = await asyncio.to_thread(cube, server, SPRING)
             got = await client.compute(ds.reflectance)
             status = await clearsky_xr.cluster.status(client)

@@ -29,8 +29,10 @@ async def started(limit=4, *, concurrency=None, quarantine=None):
     return gate
 
 
-def ask(gate, ticket, holder="tcp://a", *, at_most=None, patience=900.0):
-    return asyncio.create_task(gate.slot(ticket, holder, "account", at_most, patience))
+def ask(gate, ticket, holder="tcp://a", patience=900.0):
+    return asyncio.create_task(
+        gate.slot(ticket, holder=holder, account="account", patience=patience)
+    )
 
 
 def book(gate, ticket, price, purse=None, bound=()):
@@ -140,7 +142,7 @@ async def test_a_refusal_narrows_the_gate_for_everybody():
 @run
 async def test_strangers_get_nothing():
     gate = await started()
-    assert await gate.slot("t", "tcp://elsewhere", "account", None, 900.0) == {"stranger": True}
+    assert await ask(gate, "t", "tcp://elsewhere") == {"stranger": True}
     assert stands(await gate.status()) == (0, 0, 0)
     assert await book(gate, "none", 1.0) == {"stranger": True}
 
@@ -209,19 +211,19 @@ async def test_one_budget_for_all_holders():
         assert ("message" in said) == (k >= 3)
     assert booked == 3
     assert said["details"] == {"limit": 1.0, "asked": 0.3, "left": 0.1}
-    assert (await gate.report("b"))["spent"]["reserved"] == 0.9
+    assert (await gate.report("b"))["tally"]["spent"]["reserved"] == 0.9
     await gate.leave("0", outcome="released")
     assert await book(gate, "5", 0.3) == {}
     # Asked again, as after a broken connection: booked once.
     assert await book(gate, "5", 0.3) == {}
     await gate.leave("5", outcome="settled", size=100)
-    assert (await gate.report("b")) == {
+    assert (await gate.report("b"))["tally"] == {
         "spent": {"settled": 0.3, "possibly": 0.0, "reserved": 0.6, "requests": 1, "bytes": 100},
         "dates": 1, "in_flight": 2,
     }  # fmt: skip
     await gate.budget("b", holder=HOLDERS[3], limit=1.0, opened=False)
     assert await book(gate, "6", 5.0) == {}
-    assert (await gate.report("b"))["spent"]["settled"] == 0.3
+    assert (await gate.report("b"))["tally"]["spent"]["settled"] == 0.3
 
 
 @run
@@ -234,7 +236,7 @@ async def test_a_budget_binds_what_was_begun_while_it_held():
     for k, (bound, fits) in enumerate([(["b"], True), (["b"], False), ([], True)]):
         await ask(gate, str(k))
         assert ("message" not in await book(gate, str(k), 0.6, None, bound)) == fits
-    assert (await gate.report("b"))["spent"]["reserved"] == 0.6
+    assert (await gate.report("b"))["tally"]["spent"]["reserved"] == 0.6
 
 
 @run
@@ -249,7 +251,51 @@ async def test_a_cubes_own_limit_holds_for_all_holders_and_budgets_end_with_thei
     assert "message" in await book(gate, "x", 0.01)
     gate.remove_client(gate._scheduler, HOLDERS[3])
     assert await book(gate, "x", 0.01) == {}
-    assert await gate.report("b") is None
+    # What was begun while it held stays bound; and who comes back finds it as it was.
+    await ask(gate, "y")
+    assert "message" in await book(gate, "y", 0.01, bound=["b"])
+    gate.add_client(gate._scheduler, HOLDERS[3])
+    assert "message" in await book(gate, "y", 0.01)
+    await gate.budget("b", holder=HOLDERS[3], limit=0.0, opened=False)
+    gate.remove_client(gate._scheduler, HOLDERS[3])
+    gate.add_client(gate._scheduler, HOLDERS[3])
+    assert await book(gate, "y", 0.01) == {}
+
+
+@run
+async def test_a_budget_of_a_worker_ends_with_it():
+    gate = await started()
+    await gate.budget("b", holder="tcp://a", limit=0.0, opened=True)
+    assert await gate.bound() == ["b"]
+    gate.remove_worker(gate._scheduler, "tcp://a", stimulus_id="test")
+    assert await gate.bound() == []
+
+
+@run
+async def test_budgets_that_have_ended_are_forgotten_in_the_end():
+    gate = await started()
+    for k in range(1010):
+        await gate.budget(f"b{k}", holder=HOLDERS[3], limit=1.0, opened=True)
+        await gate.budget(f"b{k}", holder=HOLDERS[3], limit=1.0, opened=False)
+    assert len(gate._budgets) == 1000
+    assert (await gate.report("b0"))["tally"] is None
+    # Whoever is bound by what is not known any more buys nothing.
+    await ask(gate, "t")
+    assert await book(gate, "t", 0.01, bound=["b0"]) == {"stranger": True}
+
+
+@run
+async def test_what_the_dead_book_is_not_reserved_for_ever():
+    gate = await started(limit=2)
+    for ticket in "ab":
+        await ask(gate, ticket)
+    assert await book(gate, "a", 1.0) == {}
+    gate.remove_worker(gate._scheduler, "tcp://a", stimulus_id="test")
+    assert await book(gate, "b", 1.0) == {"stranger": True}
+    for ticket in "ab":
+        gate._bury(ticket)
+    spent = (await gate.status())["spent"]
+    assert (spent["reserved"], spent["possibly"]) == (0.0, 1.0)
 
 
 @run

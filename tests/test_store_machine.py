@@ -193,7 +193,7 @@ def spool(after, kept):
         if len(kept) >= after:
             raise Death
         kept.append(path)
-        write(self, path, content)
+        return write(self, path, content)
 
     with mock.patch.object(DurableSpool, "write", write_or_not):
         yield

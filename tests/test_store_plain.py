@@ -21,6 +21,7 @@ import zarr
 
 import clearsky_xr
 from clearsky_xr import _accessor, _account, _loop, errors
+from clearsky_xr.errors import ClearSkyWarning
 from clearsky_xr.sandbox import LedgerEntry, Server
 
 from .conftest import FARM, SPRING, access, credits_of, paid
@@ -711,7 +712,8 @@ def test_receipts_as_coordinates(serve: Callable[..., Server], tmp_path: Path) -
     ds.reflectance.isel(time=[0, 1, 2], y=0, x=0).load()
     server.regenerate(dt.date.fromisoformat(DATES[1]))
     server.regenerate(dt.date.fromisoformat(DATES[2]))
-    ds.reflectance.isel(time=1, y=260, x=0).load()
+    with pytest.warns(ClearSkyWarning, match="IMAGE_VERSION 1, 2"):
+        ds.reflectance.isel(time=1, y=260, x=0).load()
     ds.reflectance.isel(time=3, y=260, x=0).load()
     said = ds.clearsky.with_receipts()
     # One value, several, one, one; never bought would be empty.
