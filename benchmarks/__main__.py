@@ -89,6 +89,17 @@ class Matrix:
     def __init__(self, repetitions: int) -> None:
         self.repetitions = repetitions
         self.rows: list[Row] = []
+        self._children: dict[str, Child] = {}
+
+    def end(self) -> None:
+        """End the contenders' processes."""
+        for child in self._children.values():
+            child.end()
+
+    def _child(self, name: str) -> Child:
+        if name not in self._children:
+            self._children[name] = Child(name)
+        return self._children[name]
 
     def cell(
         self, service: Service, layout: str, latency: float, jobs: list[Job],
@@ -102,29 +113,25 @@ class Matrix:
                 dtype = str(job.dtype)
                 row = Row(job.work.name, latency, job.connections, dtype, layout, name)
                 row.result = job.dtype.itemsize * 10 * job.work.dates * job.work.side**2
-                turns[name, job.scaled] = (Child(name), job, row)
-        try:
-            sums = {}
-            for (name, scaled), (child, job, _) in turns.items():
-                child.run(warmed(job))
-                if latency < 1:
-                    sums[name, scaled] = child.run(job, check=True).sum
-            _agree(sums)
-            service.traffic(1)
-            for _ in range(self.repetitions):
-                for key in random.sample(list(turns), len(turns)):
-                    child, job, row = turns[key]
-                    run = child.run(job)
-                    row.wall.append(run.wall)
-                    row.cpu.append(run.cpu)
-                    seen = service.traffic(job.connections)
-                    # Seen from our side until the last byte has come; from the server's, is sent.
-                    own = busy(run.sent, job.connections)
-                    row.busy.append(seen.busy if math.isnan(own) else own)
-                    row.requests, row.bytes = seen.requests, seen.bytes
-        finally:
-            for child, _, _ in turns.values():
-                child.end()
+                turns[name, job.scaled] = (self._child(name), job, row)
+        sums = {}
+        for (name, scaled), (child, job, _) in turns.items():
+            child.run(warmed(job))
+            if latency < 1:
+                sums[name, scaled] = child.run(job, check=True).sum
+        _agree(sums)
+        service.traffic(1)
+        for _ in range(self.repetitions):
+            for key in random.sample(list(turns), len(turns)):
+                child, job, row = turns[key]
+                run = child.run(job)
+                row.wall.append(run.wall)
+                row.cpu.append(run.cpu)
+                seen = service.traffic(job.connections)
+                # Seen from our side until the last byte has come; from the server's, is sent.
+                own = busy(run.sent, job.connections)
+                row.busy.append(seen.busy if math.isnan(own) else own)
+                row.requests, row.bytes = seen.requests, seen.bytes
         for (name, _), (_, job, row) in turns.items():
             largest = max((c.rows[1] - c.rows[0]) * (c.cols[1] - c.cols[0]) for c in job.calls)
             body = row.bytes // max(row.requests, 1)
@@ -246,6 +253,7 @@ def main(
                     opened = _opening.million(job, repetitions)
                     lengths = _opening.by_length(job, counts, repetitions)
     finally:
+        matrix.end()
         shutil.rmtree(folder, ignore_errors=True)
     text = f"{_report.table(matrix.rows)}\n\n{_report.goals(matrix.rows, opened, lengths)}"
     machine = {
