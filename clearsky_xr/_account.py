@@ -21,12 +21,12 @@ from weakref import WeakValueDictionary
 from . import _clock, _loop
 from ._area import resolve_area
 from ._availability import Availability
-from ._budget import Bound, Ledger
 from ._client import AccountInfo, Balance, Client, Timeouts
 from ._explain import Burst
 from ._gate import Door, Gate
 from ._geotiff import environment
 from ._holdings import Holdings
+from ._ledger import Bound, Ledger
 from ._link import Link
 from ._plan import Billing, billed_km2, credits_for
 from ._request import Question, Request

@@ -100,7 +100,7 @@ def holds_all(content: bytes) -> bool:
     """
     try:
         return all(end <= len(content) for end in _ends(content))
-    except (struct.error, IndexError):
+    except (struct.error, OverflowError):
         return False  # a table is cut off itself
 
 

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, Protocol
 
 from . import _clock
-from ._budget import Booking
+from ._ledger import Booking
 
 # After a refusal the gate narrows; it widens by one after so many answers.
 _ANSWERS_TO_WIDEN: Final = 10

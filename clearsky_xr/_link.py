@@ -15,8 +15,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, Protocol
 
 from . import _clock
-from ._budget import Booking, Spent, Tally
+from ._budget import Spent, Tally
 from ._gate import Door, Slot
+from ._ledger import Booking
 from .errors import BudgetError, ClearSkyError
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from ._account import process
-from ._budget import Budget, Ledger
+from ._budget import Budget
+from ._ledger import Ledger
 from .errors import ClearSkyError
 
 with warnings.catch_warnings():

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from . import _clock, _geotiff
 from ._account import Account, Process
-from ._budget import Bound
 from ._explain import Burst
 from ._holdings import Flight, Held
 from ._layers import derive
+from ._ledger import Bound
 from ._pixels import PixelSet
 from ._request import Receipt, Request
 from ._retry import Failed, Outcome, Retry

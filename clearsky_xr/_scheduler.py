@@ -20,8 +20,9 @@ from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from . import _clock
-from ._budget import Booking, Bound, Budget, Ledger, Purse
+from ._budget import Budget, Purse
 from ._gate import Gate
+from ._ledger import Booking, Bound, Ledger
 from .errors import BudgetError
 
 #: By which the scheduler knows the plugin.

@@ -13,7 +13,7 @@ import pytest
 
 import clearsky_xr
 from clearsky_xr import _account, _clock, _loop
-from clearsky_xr._budget import Ledger
+from clearsky_xr._ledger import Ledger
 from clearsky_xr.sandbox import LedgerEntry, Server
 
 # A quiet corner of the synthetic landscape: fields only, near the zone's middle.

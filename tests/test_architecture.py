@@ -19,9 +19,9 @@ ROOT = Path(clearsky_xr.__file__).parent
 FLOORS = [
     ["errors", "_pixels", "_blocks", "_bands", "_area", "_dates", "_grid", "_mask", "_geometry",
      "_request", "_cube"],
-    ["_clock", "_location", "_budget", "_settings", "_retry", "_answers", "_body", "_versions",
-     "_gate", "_selection",
-     "_plan", "_layers", "_record", "_layout", "_notices", "_availability", "_explain"],
+    ["_clock", "_location", "_budget", "_ledger", "_settings", "_retry", "_answers", "_body",
+     "_versions", "_gate", "_selection", "_plan", "_layers", "_record", "_layout", "_notices",
+     "_availability", "_explain"],
     ["_client", "_geotiff", "_cog", "_holdings", "_spool", "_sidecar", "_store", "_loop",
      "_link", "_scheduler", "_semaphore"],
     ["_account", "_purchase", "_output", "_service", "_stock", "_stored", "_fetch", "_prefetch",
@@ -153,7 +153,11 @@ def run(program, *arguments):
 ALONE = """
 import os, sys
 # What others wrote is loaded once; of ours each child has nothing until it imports its module.
-import aiohttp, click, numpy, odc.geo.xr, pandas, rasterio, shapely, xarray
+import aiohttp, click, dask.array, numpy, odc.geo.xr, pandas, rasterio, shapely, xarray, zarr
+try:
+    import distributed
+except ImportError:
+    pass
 assert not any(name.startswith("clearsky_xr") for name in sys.modules)
 for name in sys.argv[1:]:
     sys.stdout.flush()

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import clearsky_xr
-from clearsky_xr._budget import Budget, Ledger, Purse, Spent
+from clearsky_xr._budget import Budget, Purse, Spent
+from clearsky_xr._ledger import Ledger
 from clearsky_xr._pixels import PixelSet, Window
 from clearsky_xr._request import Request
 from clearsky_xr.errors import BudgetError, InvalidOptionError

@@ -489,7 +489,9 @@ def test_ctrl_c_under_dask_pays_nothing_twice(serve, tmp_path: Path) -> None:
 
 
 QUIET = """
-    import asyncio, sys
+    import asyncio, logging, sys
+    # It also speaks of whatever takes long, as everything does on a busy machine.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     import xarray as xr
     import clearsky_xr
 

@@ -34,7 +34,7 @@ from hypothesis.stateful import (
 
 import clearsky_xr
 from clearsky_xr import _account, _loop
-from clearsky_xr._budget import Ledger
+from clearsky_xr._ledger import Ledger
 from clearsky_xr._pixels import PixelSet
 from clearsky_xr._spool import DurableSpool
 from clearsky_xr.errors import NotBoughtError, StoreError

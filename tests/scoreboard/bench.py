@@ -26,8 +26,8 @@ import xarray as xr
 
 import clearsky_xr
 from clearsky_xr import _account, _clock, _loop, errors
-from clearsky_xr._budget import Ledger
 from clearsky_xr._client import Client
+from clearsky_xr._ledger import Ledger
 from clearsky_xr.sandbox import Account, LedgerEntry, Server
 
 from .._nursery import Family, the_nursery, what_is_served
