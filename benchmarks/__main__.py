@@ -193,11 +193,11 @@ def peers(
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Small cubes and three repetitions: two minutes.")
+@click.option("--quick", is_flag=True, help="Small cubes, float32, three repetitions.")
 @click.option("--only", default="field,farm,region", help="Works.")
 @click.option("--latencies", default="0,0.2", help="Seconds to the first byte; 2 takes long.")
 @click.option("--connections", default="4", help="4, 16, or both.")
-@click.option("--dtypes", default="int16,float32")
+@click.option("--dtypes", default=None, help="int16,float32; with --quick float32.")
 @click.option("--layouts", default="deflate", help=f"Of {', '.join(LAYOUTS)}; or all.")
 @click.option("--contenders", default=None, help=f"Of {', '.join(_contenders.CONTENDERS)}; or all.")
 @click.option("--repetitions", default=5, show_default=True)
@@ -207,7 +207,7 @@ def peers(
               help="Interpreters in which odc-stac and stackstac are.")  # fmt: skip
 @click.option("--output", default=_RESULTS, type=click.Path(path_type=Path))
 def main(
-    *, quick: bool, only: str, latencies: str, connections: str, dtypes: str, layouts: str,
+    *, quick: bool, only: str, latencies: str, connections: str, dtypes: str | None, layouts: str,
     contenders: str | None, repetitions: int, memory: bool, opening: bool, python: str | None,
     output: Path,
 ) -> None:  # fmt: skip
@@ -215,6 +215,7 @@ def main(
     began = time.perf_counter()
     works = [w for w in (QUICK if quick else (FIELD, FARM, REGION)) if w.name in only.split(",")]
     repetitions = min(repetitions, 3) if quick else repetitions
+    dtypes = dtypes or ("float32" if quick else "int16,float32")
     chosen = tuple(contenders.split(",")) if contenders else (*_ALWAYS, "dask")
     if contenders == "all":
         chosen = tuple(_contenders.CONTENDERS)
