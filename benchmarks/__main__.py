@@ -89,6 +89,17 @@ class Matrix:
     def __init__(self, repetitions: int) -> None:
         self.repetitions = repetitions
         self.rows: list[Row] = []
+        self._children: dict[str, Child] = {}
+
+    def end(self) -> None:
+        """End the contenders' processes."""
+        for child in self._children.values():
+            child.end()
+
+    def _child(self, name: str) -> Child:
+        if name not in self._children:
+            self._children[name] = Child(name)
+        return self._children[name]
 
     def cell(
         self, service: Service, layout: str, latency: float, jobs: list[Job],
@@ -102,29 +113,25 @@ class Matrix:
                 dtype = str(job.dtype)
                 row = Row(job.work.name, latency, job.connections, dtype, layout, name)
                 row.result = job.dtype.itemsize * 10 * job.work.dates * job.work.side**2
-                turns[name, job.scaled] = (Child(name), job, row)
-        try:
-            sums = {}
-            for (name, scaled), (child, job, _) in turns.items():
-                child.run(warmed(job))
-                if latency < 1:
-                    sums[name, scaled] = child.run(job, check=True).sum
-            _agree(sums)
-            service.traffic(1)
-            for _ in range(self.repetitions):
-                for key in random.sample(list(turns), len(turns)):
-                    child, job, row = turns[key]
-                    run = child.run(job)
-                    row.wall.append(run.wall)
-                    row.cpu.append(run.cpu)
-                    seen = service.traffic(job.connections)
-                    # Seen from our side until the last byte has come; from the server's, is sent.
-                    own = busy(run.sent, job.connections)
-                    row.busy.append(seen.busy if math.isnan(own) else own)
-                    row.requests, row.bytes = seen.requests, seen.bytes
-        finally:
-            for child, _, _ in turns.values():
-                child.end()
+                turns[name, job.scaled] = (self._child(name), job, row)
+        sums = {}
+        for (name, scaled), (child, job, _) in turns.items():
+            child.run(warmed(job))
+            if latency < 1:
+                sums[name, scaled] = child.run(job, check=True).sum
+        _agree(sums)
+        service.traffic(1)
+        for _ in range(self.repetitions):
+            for key in random.sample(list(turns), len(turns)):
+                child, job, row = turns[key]
+                run = child.run(job)
+                row.wall.append(run.wall)
+                row.cpu.append(run.cpu)
+                seen = service.traffic(job.connections)
+                # Seen from our side until the last byte has come; from the server's, is sent.
+                own = busy(run.sent, job.connections)
+                row.busy.append(seen.busy if math.isnan(own) else own)
+                row.requests, row.bytes = seen.requests, seen.bytes
         for (name, _), (_, job, row) in turns.items():
             largest = max((c.rows[1] - c.rows[0]) * (c.cols[1] - c.cols[0]) for c in job.calls)
             body = row.bytes // max(row.requests, 1)
@@ -186,11 +193,11 @@ def peers(
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Small cubes and three repetitions: two minutes.")
+@click.option("--quick", is_flag=True, help="Small cubes, float32, three repetitions.")
 @click.option("--only", default="field,farm,region", help="Works.")
 @click.option("--latencies", default="0,0.2", help="Seconds to the first byte; 2 takes long.")
 @click.option("--connections", default="4", help="4, 16, or both.")
-@click.option("--dtypes", default="int16,float32")
+@click.option("--dtypes", default=None, help="int16,float32; with --quick float32.")
 @click.option("--layouts", default="deflate", help=f"Of {', '.join(LAYOUTS)}; or all.")
 @click.option("--contenders", default=None, help=f"Of {', '.join(_contenders.CONTENDERS)}; or all.")
 @click.option("--repetitions", default=5, show_default=True)
@@ -200,7 +207,7 @@ def peers(
               help="Interpreters in which odc-stac and stackstac are.")  # fmt: skip
 @click.option("--output", default=_RESULTS, type=click.Path(path_type=Path))
 def main(
-    *, quick: bool, only: str, latencies: str, connections: str, dtypes: str, layouts: str,
+    *, quick: bool, only: str, latencies: str, connections: str, dtypes: str | None, layouts: str,
     contenders: str | None, repetitions: int, memory: bool, opening: bool, python: str | None,
     output: Path,
 ) -> None:  # fmt: skip
@@ -208,6 +215,7 @@ def main(
     began = time.perf_counter()
     works = [w for w in (QUICK if quick else (FIELD, FARM, REGION)) if w.name in only.split(",")]
     repetitions = min(repetitions, 3) if quick else repetitions
+    dtypes = dtypes or ("float32" if quick else "int16,float32")
     chosen = tuple(contenders.split(",")) if contenders else (*_ALWAYS, "dask")
     if contenders == "all":
         chosen = tuple(_contenders.CONTENDERS)
@@ -246,6 +254,7 @@ def main(
                     opened = _opening.million(job, repetitions)
                     lengths = _opening.by_length(job, counts, repetitions)
     finally:
+        matrix.end()
         shutil.rmtree(folder, ignore_errors=True)
     text = f"{_report.table(matrix.rows)}\n\n{_report.goals(matrix.rows, opened, lengths)}"
     machine = {
