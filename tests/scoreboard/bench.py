@@ -51,6 +51,11 @@ PATIENCE = 90.0
 _clusters: list[Any] = []
 
 
+def unlink():
+    """Let this process leave the clusters that it has joined."""
+    _account.process().links = []
+
+
 def start_cluster(**options: Any) -> Any:
     """Start a Dask cluster of processes on this machine; gives its client."""
     import distributed
@@ -290,7 +295,7 @@ class Bench:
         """
         if not _clusters:
             _clusters.append(start_cluster())
-        self._stack.callback(_account.process().links.clear)
+        self._stack.callback(unlink)
         return _clusters[0]
 
     # ---- what is expected
