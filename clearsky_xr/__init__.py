@@ -13,6 +13,7 @@ What is listed in ``__all__`` is public; everything else may change.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ __all__ = [
     "spent",
 ]
 
+# Without its extra it would be in the way of those who import or inspect all there is.
+if importlib.util.find_spec("distributed") is None:
+    __all__.remove("cluster")  # noqa: PYI056  mypy and pyright know it, and it stays sorted
+
 # Loaded on first use: xarray imports this package whenever it looks for engines.
 _HOMES = {
     "AccountStatus": "._catalogue",
@@ -86,6 +91,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "cluster" and name not in __all__:
+        raise AttributeError(
+            "clearsky_xr.cluster needs dask.distributed: pip install 'clearsky-xr[cluster]'"
+        )
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in _HOMES:

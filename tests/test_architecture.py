@@ -213,6 +213,23 @@ def test_the_public_names_are_sorted_and_resolve():
         clearsky_xr.nothing  # noqa: B018
 
 
+WITHOUT_DISTRIBUTED = """
+import sys
+sys.modules["distributed"] = None  # as if it were not installed
+import clearsky_xr
+from clearsky_xr import *
+assert not hasattr(clearsky_xr, "cluster") and "cluster" not in dir(clearsky_xr)
+try:
+    clearsky_xr.cluster
+except AttributeError as error:
+    print(error)
+"""
+
+
+def test_without_distributed_all_else_can_be_had_and_cluster_says_what_it_needs():
+    assert "pip install 'clearsky-xr[cluster]'" in run(WITHOUT_DISTRIBUTED)
+
+
 def test_the_entry_point_is_there():
     from importlib.metadata import entry_points
 
