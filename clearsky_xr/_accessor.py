@@ -221,7 +221,8 @@ class ClearSkyAccessor(ArrayAccessor):
             )
         selection = selection_of(self._dataset, cube)
         need = _loop.run(missing(cube, settings, selection))
-        ledger = process().ledger
+        shared = process()
+        ledger, bound = shared.ledger, shared.bound()
         before = ledger.spent()
 
         def since() -> Spent:
@@ -242,7 +243,7 @@ class ClearSkyAccessor(ArrayAccessor):
                 bar.update(blocks)
 
             done(0, 0.0)
-            notices = _loop.run(prefetch(cube, settings, selection, need, done))
+            notices = _loop.run(prefetch(cube, settings, selection, need, done, bound=bound))
         for notice in dict.fromkeys(notices):
             warn(notice)
         return since()

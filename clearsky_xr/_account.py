@@ -27,7 +27,7 @@ from ._gate import Door, Gate
 from ._geotiff import environment
 from ._holdings import Holdings
 from ._ledger import Bound, Ledger
-from ._link import Link
+from ._link import Link, budgets_of_task
 from ._plan import Billing, billed_km2, credits_for
 from ._request import Question, Request
 from ._retry import Failed, Outcome, Policy, Retry
@@ -83,10 +83,12 @@ class Account:
             return self._gate
         return link.door(self.client.identify, self.client.timeouts.total)
 
-    async def bound(self, ledger: Ledger) -> Bound:
-        """Give the budgets that hold for a computation that begins now."""
+    async def bound(self, asked: Bound) -> Bound:
+        """Add the budgets that hold for the cluster to those that held for who asked."""
         link = process().link
-        return Bound(ledger.bound(), () if link is None else await link.bound())
+        if link is None:
+            return asked
+        return Bound(asked.here, tuple({*asked.elsewhere, *await link.bound()}))
 
     async def may_repeat(self, ledger: Ledger, price: float) -> bool:
         """Say whether a lost download may be paid for once more, credits."""
@@ -243,6 +245,10 @@ class Process:
     def link(self) -> Link | None:
         """The line to the cluster that was set up last and still stands."""
         return next((link for link in reversed(self.links) if link.alive), None)
+
+    def bound(self) -> Bound:
+        """Give the budgets that hold for what this thread is about to ask for."""
+        return Bound(self.ledger.bound(), budgets_of_task())
 
     async def in_thread(self, work: Callable[[], T], *, waits: bool = False) -> T:
         """Run what needs a processor off the loop, or what mostly waits for a store."""

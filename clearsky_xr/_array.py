@@ -15,6 +15,7 @@ from . import _loop
 from ._account import process
 from ._cube import Cube
 from ._fetch import Fetched, fetch
+from ._ledger import Bound
 from ._notices import on_a_worker, warn
 from ._selection import Pointwise, Selection, read_key
 from ._settings import SANDBOX, Settings
@@ -126,11 +127,11 @@ class _Raw:
     def get(self, key: tuple[Any, ...]) -> NDArray[Any]:
         selection = self.select(key)
         _warn_if_alone(self._array.settings)
-        return _heard(_loop.run(self._fetch(selection)))
+        return _heard(_loop.run(self._fetch(selection, process().bound())))
 
     async def get_async(self, key: tuple[Any, ...]) -> NDArray[Any]:
         selection = self.select(key)
-        return _heard(await _loop.join(self._fetch(selection)))
+        return _heard(await _loop.join(self._fetch(selection, process().bound())))
 
     def select(self, key: tuple[Any, ...]) -> Selection:
         array = self._array
@@ -143,11 +144,12 @@ class _Raw:
         shape = (len(array.cube.dates), len(_tuple(array.layers)), rows, cols)
         return read_key(Pointwise(key) if self._pointwise else key, shape)
 
-    async def _fetch(self, selection: Selection) -> Fetched:
+    async def _fetch(self, selection: Selection, bound: Bound) -> Fetched:
         array = self._array
         return await fetch(
-            array.cube, array.settings, _tuple(array.layers), selection, array.divisor
-        )
+            array.cube, array.settings, _tuple(array.layers), selection, array.divisor,
+            bound=bound,
+        )  # fmt: skip
 
 
 # The process has been told already.

@@ -119,7 +119,8 @@ class Budget:
     when the computation began that sends it. It counts for them whenever its answer comes.
 
     It holds for this process, and on a cluster that `clearsky_xr.cluster.setup` has set
-    up for all its processes.
+    up for all its processes. There a task is also bound by those that were active when its
+    graph came to the scheduler, however late it begins.
 
     Parameters
     ----------

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ._account import Process, account, process
 from ._cube import Cube
+from ._ledger import Bound
 from ._output import Output, Part, Seat
 from ._pixels import PixelSet
 from ._purchase import Buyer
@@ -138,8 +139,8 @@ class Desk:
                 yield self.cube.dates[date], k, tile, wanted
 
 
-async def open_desk(cube: Cube, settings: Settings) -> Desk:
-    """Find out where the pixels of a cube come from."""
+async def open_desk(cube: Cube, settings: Settings, bound: Bound | None = None) -> Desk:
+    """Find out where the pixels of a cube come from; `bound` as in `fetch`, if any are bought."""
     shared = process()
     notices: list[str] = []
     offline = settings.missing != "buy"
@@ -150,7 +151,7 @@ async def open_desk(cube: Cube, settings: Settings) -> Desk:
         return Desk(shared, cube, source, _READERS, notices)
     owner = await account(settings)
     info = await owner.info()
-    bound = await owner.bound(shared.ledger)
+    bound = await owner.bound(bound or Bound())
     # Twice as many as connections: while one half is on the wire, the other one decodes.
     wide = 2 * min(owner.gate.limit, settings.concurrency or owner.gate.limit)
     if settings.store is None:
@@ -182,7 +183,7 @@ async def open_desk(cube: Cube, settings: Settings) -> Desk:
 
 async def fetch(
     cube: Cube, settings: Settings, layers: tuple[str, ...], selection: Selection,
-    divisor: float | None,
+    divisor: float | None, *, bound: Bound,
 ) -> Fetched:  # fmt: skip
     """Get the values of a selection; buys what is not held.
 
@@ -196,6 +197,8 @@ async def fetch(
     divisor : float or None
         Gives float32 with NaN, numbers divided by it; None gives the service's
         int16 as they are.
+    bound : Bound
+        Budgets that held when the selection was asked for.
 
     Raises
     ------
@@ -203,7 +206,7 @@ async def fetch(
         The first request that failed; it names date and window. Requests in
         flight land in the spool all the same.
     """
-    desk = await open_desk(cube, settings)
+    desk = await open_desk(cube, settings, bound)
     dtype = np.int16 if divisor is None else np.float32
     output = Output(
         np.empty(selection.shape, dtype), tuple(layers[i] for i in selection.layers), divisor

@@ -11,6 +11,10 @@ from typing import Final, Protocol
 from . import _clock
 from ._ledger import Booking
 
+#: By which the scheduler of a Dask cluster knows the gate of the cluster, and tasks the budgets
+#: that they are bound by.
+NAME: Final = "clearsky_xr"
+
 # After a refusal the gate narrows; it widens by one after so many answers.
 _ANSWERS_TO_WIDEN: Final = 10
 

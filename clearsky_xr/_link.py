@@ -17,14 +17,14 @@ from typing import Any, Final, Protocol
 
 from . import _clock
 from ._budget import Spent, Tally
-from ._gate import Door, Gate, Slot
+from ._gate import NAME, Door, Gate, Slot
 from ._ledger import Booking
 from .errors import BudgetError, ClearSkyError
 
 _log = logging.getLogger(__name__)
 
 #: How remote calls are named.
-PREFIX: Final = "clearsky_xr_"
+PREFIX: Final = f"{NAME}_"
 
 # Slots that a process asks for at a time. Each waits in a connection of its own to the scheduler,
 # and a few are enough: a slot is granted in about a millisecond.
@@ -38,6 +38,19 @@ _AGAIN: Final = (0.1, 0.5, 2.0)
 
 #: Names an account for the scheduler, given its salt: so that no two programs give the same name.
 Identify = Callable[[bytes], str]
+
+
+def budgets_of_task() -> tuple[str, ...]:
+    """Name the budgets that held for the cluster when the task of this thread was submitted."""
+    workers = sys.modules.get("distributed.worker")
+    if workers is None:
+        return ()
+    try:
+        worker = workers.get_worker()
+        task = worker.state.tasks[worker.get_current_task()]
+    except (ValueError, KeyError):  # no task of a worker runs in this thread
+        return ()
+    return tuple((task.annotations or {}).get(NAME, ()))
 
 
 class Link(Protocol):

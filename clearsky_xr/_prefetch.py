@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ._blocks import Block
 from ._cube import Cube
 from ._fetch import open_desk
+from ._ledger import Bound
 from ._pixels import PixelSet, Window
 from ._selection import Selection, Tile
 from ._settings import Settings
@@ -63,6 +64,8 @@ async def prefetch(
     selection: Selection,
     need: Missing,
     done: Callable[[int, float], None],
+    *,
+    bound: Bound,
 ) -> list[str]:
     """Buy what a store does not have of a selection, and keep it.
 
@@ -76,13 +79,15 @@ async def prefetch(
         What was missing of it.
     done : callable
         Is told of numbers of these blocks that the store has now, and of their price.
+    bound : Bound
+        Budgets that held when it was asked for.
 
     Returns
     -------
     list of str
         What the user should hear about.
     """
-    desk = await open_desk(cube, settings)
+    desk = await open_desk(cube, settings, bound)
     assert isinstance(desk.source, FromStore)
     source = desk.source
 

@@ -22,12 +22,9 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from . import _clock
 from ._budget import Budget, Purse
-from ._gate import Gate
+from ._gate import NAME, Gate
 from ._ledger import Booking, Bound, Ledger
 from .errors import BudgetError
-
-#: By which the scheduler knows the plugin.
-NAME: Final = "clearsky_xr"
 
 # Until a process has asked the account for its limit.
 _UNKNOWN: Final = 1
@@ -145,6 +142,23 @@ class ClusterGate(SchedulerPlugin):
         for name in [name for name in self._cut_off if self._budgets[name][0] == client]:
             self._cut_off.discard(name)
             self._budgets[name][1].__enter__()
+
+    def update_graph(self, scheduler: Scheduler, *, tasks: Iterable[Any], **_: Any) -> None:
+        """Bind tasks that have come by the budgets that hold now.
+
+        They may begin when the block of the budget has ended: an error ends it, and until the
+        scheduler hears that nobody waits for them any more, workers go on to begin some.
+        """
+        held = self._bound()
+        for key in tasks if held else ():
+            task = scheduler.tasks.get(key)
+            if task is None:
+                continue
+            if task.annotations is None:
+                task.annotations = {}
+            # The workers get it along with the task.
+            known = task.annotations.get(NAME, ())
+            task.annotations[NAME] = tuple(dict.fromkeys((*known, *held)))
 
     # --- who belongs to it
 
@@ -305,13 +319,16 @@ class ClusterGate(SchedulerPlugin):
 
     async def bound(self) -> list[str]:
         """Name the budgets that hold now."""
-        active = self._ledger.bound()
-        return [name for name, (_, budget) in self._budgets.items() if budget in active]
+        return self._bound()
 
     async def report(self, name: str) -> dict[str, Any]:
         """Tell what counted for a budget, also after its end."""
         known = self._budgets.get(name)
         return {"tally": None if known is None else asdict(known[1].tally())}
+
+    def _bound(self) -> list[str]:
+        active = self._ledger.bound()
+        return [name for name, (_, budget) in self._budgets.items() if budget in active]
 
     def _end_budget(self, name: str) -> None:
         if name in self._budgets and self._budgets[name][1] in self._ledger.active:

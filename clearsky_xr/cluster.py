@@ -28,9 +28,10 @@ from distributed.protocol.serialize import to_serialize
 from . import _loop
 from ._account import process
 from ._budget import Spent
+from ._gate import NAME
 from ._link import Link, SchedulerLink
 from ._notices import warn
-from ._scheduler import NAME, ClusterGate
+from ._scheduler import ClusterGate
 from ._semaphore import SemaphoreLink
 from ._settings import checked_concurrency, keys_to_share, take_keys
 from .errors import ClearSkyError, InvalidOptionError

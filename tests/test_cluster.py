@@ -9,9 +9,11 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 import warnings
 from contextlib import contextmanager
 
+import dask.graph_manipulation
 import numpy as np
 import pytest
 import xarray as xr
@@ -256,6 +258,35 @@ def test_one_budget_for_all_workers(cluster, serve):
         dear.reflectance.mean().compute()
     until(lambda: other.in_flight == 0, "the last answers")
     assert 0 < sum(entry.credits for entry in paid(other)) <= limit
+
+
+def wait_for(name):
+    """A task that others wait for."""
+    distributed.Event(name).wait(timeout=PATIENCE)
+
+
+def test_tasks_that_begin_when_a_budget_has_ended_are_bound_by_it(cluster, serve):
+    server = serve(max_connections=16)
+    clearsky_xr.cluster.setup(cluster, api_key=server.api_key)
+    ds = cube(server, SPRING)
+    each = clearsky_xr.plan(ds.isel(time=0)).credits_at_most
+    name = uuid.uuid4().hex
+    later = dask.graph_manipulation.bind(ds.reflectance.mean(), dask.delayed(wait_for)(name))
+    with clearsky_xr.budget(2 * each) as b:
+        held = cluster.compute(later)
+        until(lambda: cluster.processing() and any(cluster.processing().values()), "the graph")
+    assert not paid(server)
+    distributed.Event(name, client=cluster).set()
+    with pytest.raises(BudgetError, match=f"budget of {2 * each:.2f}"):
+        held.result(timeout=PATIENCE)
+    until(lambda: server.in_flight == 0, "the last answers")
+    assert sum(entry.credits for entry in paid(server)) <= 2 * each
+    # What is submitted afterwards is not.
+    np.testing.assert_array_equal(
+        cluster.compute(ds.reflectance).result(timeout=PATIENCE),
+        reference(serve, SPRING).reflectance,
+    )
+    assert b.report().settled <= 2 * each
 
 
 def test_progress_counts_all_workers(cluster, serve, capsys):
