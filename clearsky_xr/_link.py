@@ -149,7 +149,10 @@ class SchedulerLink:
     @asynccontextmanager
     async def claim(self, store: str, numbers: Sequence[int]) -> AsyncIterator[frozenset[int]]:
         """Be the only process that buys blocks of a store; gives those that it got."""
-        what = {"holder": self.holder, "store": store, "numbers": list(numbers)}
+        what = {
+            "claim": uuid.uuid4().hex, "holder": self.holder, "store": store,
+            "numbers": list(numbers),
+        }  # fmt: skip
         claiming = asyncio.create_task(self.call("claim", **what))
 
         async def give_back() -> None:

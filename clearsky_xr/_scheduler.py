@@ -116,7 +116,7 @@ class ClusterGate(SchedulerPlugin):
         self._budgets: dict[str, tuple[str, Budget]] = {}
         # Budgets whose holder has gone without ending them.
         self._cut_off: set[str] = set()
-        self._claims: dict[tuple[str, int], str] = {}
+        self._claims: dict[tuple[str, int], tuple[str, str]] = {}
         for verb in (
             self.hello, self.configure, self.keys, self.slot, self.book, self.leave, self.limit,
             self.repeat, self.budget, self.bound, self.report, self.claim, self.unclaim,
@@ -275,7 +275,7 @@ class ClusterGate(SchedulerPlugin):
                 # What was begun stays bound by it.
                 budget.__exit__(None, None, None)
                 self._cut_off.add(name)
-        for key, by in list(self._claims.items()):
+        for key, (by, _) in list(self._claims.items()):
             if by == holder:
                 del self._claims[key]
         for ticket, entry in list(self._tickets.items()):
@@ -346,18 +346,23 @@ class ClusterGate(SchedulerPlugin):
 
     # --- blocks of stores
 
-    async def claim(self, holder: str, store: str, numbers: Iterable[int]) -> list[int]:
-        """Give a holder those blocks of a store that no other process is buying."""
+    async def claim(
+        self, claim: str, *, holder: str, store: str, numbers: Iterable[int]
+    ) -> list[int]:
+        """Give a holder those blocks of a store that nobody is buying.
+
+        Each claim has a name of its own: one that is given back late must not free the
+        blocks that the same process has claimed again.
+        """
+        own = holder, claim
         return [
-            number
-            for number in numbers
-            if self._claims.setdefault((store, number), holder) == holder
+            number for number in numbers if self._claims.setdefault((store, number), own) == own
         ]
 
-    async def unclaim(self, holder: str, store: str, numbers: Iterable[int]) -> bool:
+    async def unclaim(self, claim: str, *, holder: str, store: str, numbers: Iterable[int]) -> bool:
         """Take blocks back."""
         for number in numbers:
-            if self._claims.get((store, number)) == holder:
+            if self._claims.get((store, number)) == (holder, claim):
                 del self._claims[store, number]
         return True
 

@@ -301,15 +301,31 @@ async def test_what_the_dead_book_is_not_reserved_for_ever():
 @run
 async def test_a_block_is_claimed_by_one_holder():
     gate = await started()
-    assert await gate.claim("tcp://a", "store", [1, 2, 3]) == [1, 2, 3]
-    assert await gate.claim("tcp://b", "store", [3, 4]) == [4]
-    assert await gate.claim("tcp://b", "other store", [3]) == [3]
-    await gate.unclaim("tcp://b", "store", [3])  # not its own
-    assert await gate.claim("tcp://b", "store", [3]) == []
-    await gate.unclaim("tcp://a", "store", [3])
-    assert await gate.claim("tcp://b", "store", [2, 3]) == [3]
+    a, b, other = (
+        {"holder": holder, "store": store}
+        for holder, store in [("tcp://a", "store"), ("tcp://b", "store"), ("tcp://b", "other")]
+    )
+    assert await gate.claim("1", **a, numbers=[1, 2, 3]) == [1, 2, 3]
+    assert await gate.claim("1", **a, numbers=[1, 2, 3]) == [1, 2, 3]  # asked for again
+    assert await gate.claim("2", **b, numbers=[3, 4]) == [4]
+    assert await gate.claim("3", **other, numbers=[3]) == [3]
+    await gate.unclaim("2", **b, numbers=[3])  # not its own
+    assert await gate.claim("4", **b, numbers=[3]) == []
+    await gate.unclaim("1", **a, numbers=[3])
+    assert await gate.claim("5", **b, numbers=[2, 3]) == [3]
     gate.remove_worker(gate._scheduler, "tcp://a", stimulus_id="test")
-    assert await gate.claim("tcp://b", "store", [1, 2]) == [1, 2]
+    assert await gate.claim("6", **b, numbers=[1, 2]) == [1, 2]
+
+
+@run
+async def test_a_claim_that_is_given_back_late_frees_nothing_that_was_claimed_again():
+    gate = await started()
+    mine = {"holder": "tcp://a", "store": "store", "numbers": [1, 2]}
+    assert await gate.claim("1", **mine) == [1, 2]
+    await gate.unclaim("1", **mine)
+    assert await gate.claim("2", **mine) == [1, 2]
+    await gate.unclaim("1", **mine)  # said again, since its first answer was lost
+    assert await gate.claim("3", holder="tcp://b", store="store", numbers=[1, 2]) == []
 
 
 @given(
