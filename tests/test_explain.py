@@ -39,6 +39,11 @@ def questions(server: Server) -> int:
     return [entry.endpoint for entry in server.ledger()].count("available")
 
 
+async def landed(owner: _account.Account) -> None:
+    flights = [flight.task for some in owner.holdings._flights.values() for flight in some]
+    await asyncio.gather(*flights, return_exceptions=True)
+
+
 def test_no_credits(serve: Callable[..., Server]) -> None:
     server = serve(balance=0)
     with pytest.raises(errors.InsufficientCreditsError) as caught:
@@ -100,6 +105,8 @@ def test_a_burst_asks_once(
             ds.load()
         assert caught.value.details["availability"].kind == "not_ordered"
         assert questions(server) == times
+        # Whoever comes while downloads of this burst are under way shares them, and their error.
+        _loop.run(landed(owner))
         for burst in list(owner._bursts.values()):
             burst.over = True
     assert len(server.downloads()) > 2

@@ -763,9 +763,9 @@ def test_prefetch_counts_what_is_bought_meanwhile(
     ds = lazy(shop, tmp_path / "fields.zarr", HALVES, DATES[:3])
     real = _accessor.prefetch
 
-    def others_first(*arguments: object) -> object:
+    def others_first(*arguments: object, **more: object) -> object:
         ds.reflectance.isel(time=1, y=0).load()
-        return real(*arguments)
+        return real(*arguments, **more)
 
     monkeypatch.setattr(_accessor, "prefetch", others_first)
     ds.clearsky.prefetch()
