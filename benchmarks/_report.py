@@ -116,6 +116,9 @@ def goals(rows: list[Row], opening: dict[str, float], by_length: dict[int, float
             say(f"load / floor, {label}", ratio(row, below), bound)
             used = ratio(row, below, "cpu")
             lines.append(f"{'    the same of processor time, for information':78s} {used:8.3f}")
+            if (careful := at.get((*here, "careful"))) is not None:
+                over = ratio(row, careful)
+                lines.append(f"{'    load / careful floor, for information':78s} {over:8.3f}")
         if name in ("dask", "reduction") and load is not None:
             say(f"{name} / load, {label}", ratio(row, load), 1.10 if row.latency else 1.25)
         if name == "vendor" and load is not None and row.work == "field" and row.latency == 0.2:
@@ -139,6 +142,9 @@ def goals(rows: list[Row], opening: dict[str, float], by_length: dict[int, float
         say(f"open with chunks={{}}, {count}, s", opening["chunked"], 0.25)
         say(f"pickle of the variable, {count}, kB", opening["pickle"] / 1e3, 50)
         say(f"pickle of its Dask array, {count}, kB", opening["pickle_chunked"] / 1e3, 50)
+        say(f"pickle of the Dataset, {count}, kB", opening["pickle_dataset"] / 1e3, 50)
+        size = opening["pickle_dataset_chunked"] / 1e3
+        say(f"pickle of the Dataset with chunks={{}}, {count}, kB", size, 50)
     if by_length:
         first, last = min(by_length), max(by_length)
         say(
