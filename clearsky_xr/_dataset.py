@@ -7,10 +7,12 @@ from importlib.metadata import version
 from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 import shapely
 import xarray as xr
 from odc.geo.xr import xr_coords
 from xarray.core.indexing import LazilyIndexedArray
+from xarray.indexes import PandasIndex
 
 from ._array import ClearSkyArray, remember_opened
 from ._bands import BANDS
@@ -24,11 +26,12 @@ from ._settings import Settings
 _CHUNK_BYTES: Final = 128 * 2**20
 # Fewest dates in a chunk, which are fetched together: the connections of the service's
 # first paid plan (contract, section 9), so that one task keeps them busy. Of more
-# connections half, so that two threads do. Not more, since Dask buys whole chunks of what
-# is selected after arithmetic.
+# connections three quarters, so that two threads do. Not more, since Dask buys whole chunks
+# of what is selected after arithmetic.
 _CHUNK_DATES: Final = 4
-# Side of the chunks of a cube that is too large for one, pixels.
-_CHUNK_SIDE: Final = 512
+# Side of the chunks of a cube that is too large for one, pixels: a request each, as large
+# as one of ten bands is. Smaller ones would be more requests, with as much waiting each.
+_CHUNK_SIDE: Final = 1024
 
 
 def to_dataset(
@@ -64,7 +67,9 @@ def to_dataset(
             cube, settings, layer, INDEX, scaled=scaled, together=together,
             attrs={"long_name": f"({x} - {y}) / ({x} + {y})", "units": "1"},
         )  # fmt: skip
-    dataset = xr.Dataset(variables, _coordinates(cube), _attributes(cube, origin))
+    dataset = xr.Dataset(
+        variables, _centres(cube).assign(_coordinates(cube)), _attributes(cube, origin)
+    )
     dataset.encoding["source"] = remember_opened(cube, settings)
     return dataset
 
@@ -109,25 +114,40 @@ def preferred_chunks(cube: Cube, dims: tuple[str, ...], together: int) -> dict[s
         Requests that may be in flight.
     """
     rows, cols = cube.grid.shape
-    # As many as fit for a square, where squares are needed.
-    most = _CHUNK_BYTES // (4 * len(cube.layers) * _CHUNK_SIDE**2)
-    dates = max(_CHUNK_DATES, min(-(-together // 2), most))
-    dates = min(dates, len(cube.dates))
-    if 4 * len(cube.layers) * dates * rows * cols > _CHUNK_BYTES:
+    most = _CHUNK_BYTES // (4 * len(cube.layers))
+    if most < min(_CHUNK_DATES, len(cube.dates)) * rows * cols:
         rows, cols = min(rows, _CHUNK_SIDE), min(cols, _CHUNK_SIDE)
+    wanted = max(_CHUNK_DATES, -(-3 * together // 4))
+    dates = max(1, min(wanted, most // (rows * cols), len(cube.dates)))
     sizes = {"time": dates, "y": rows, "x": cols}
     return {dim: sizes.get(dim, len(cube.bands)) for dim in dims}
 
 
-def _coordinates(cube: Cube) -> dict[str, Any]:
+def _centres(cube: Cube) -> xr.Coordinates:
+    """Give ``y``, ``x`` and ``spatial_ref``.
+
+    Centres are whole metres, since every resolution is even: so the indexes are ranges, and
+    those of a country weigh no more in a pickle than those of a field.
+    """
+    size, window = cube.grid.resolution, cube.grid.window
+    first = {"y": -window.row0 * size - size // 2, "x": window.col0 * size + size // 2}
     spatial = xr_coords(cube.grid.geobox, crs_coord_name="spatial_ref")
-    for axis in ("y", "x"):
-        spatial[axis].attrs |= {
+    found = xr.Coordinates({"spatial_ref": spatial["spatial_ref"]})
+    for axis, step, count in zip("yx", (-size, size), window.shape, strict=True):
+        metres = pd.RangeIndex(first[axis], first[axis] + step * count, step, name=axis)
+        index = PandasIndex(metres, axis, coord_dtype=np.dtype(np.float64))
+        found = found.assign(xr.Coordinates.from_xindex(index))
+        found[axis].attrs = {
+            **spatial[axis].attrs,
             "standard_name": f"projection_{axis}_coordinate",
             "long_name": f"{axis} of the pixel centre",
             "axis": axis.upper(),
             "units": "m",
         }
+    return found
+
+
+def _coordinates(cube: Cube) -> dict[str, Any]:
     epoch = dt.date(1970, 1, 1)
     seconds = np.array([(day - epoch).days * 86400 for day in cube.dates], np.int64)
     coordinates: dict[str, Any] = {
@@ -143,7 +163,6 @@ def _coordinates(cube: Cube) -> dict[str, Any]:
                 "calendar": "proleptic_gregorian",
             },
         ),
-        **{str(name): coordinate for name, coordinate in spatial.items()},
     }
     if cube.bands:
         bands = [BANDS[name] for name in cube.bands]

@@ -224,7 +224,7 @@ def test_like_takes_exactly_that_grid(server: Server) -> None:
 
 
 def test_a_cube_of_a_million_blocks_stays_small(serve) -> None:
-    # 600 x 600 km of 10 m, 73 dates: 512 px chunks make more than 10^6 of them.
+    # 600 x 600 km of 10 m, 73 dates.
     server = serve(max_area_km2=10**6)
     began = time.perf_counter()
     ds = xr.open_dataset(
@@ -247,20 +247,39 @@ def test_preferred_chunks_suit_a_field_and_a_region(server: Server) -> None:
     assert field.reflectance.chunks[0][0] == 4
     region = clearsky_xr.open_timeseries((15.0, 45.7, 15.77, 46.24), days, **access(server))
     chunk = [c[0] for c in region.reflectance.chunks]
-    assert chunk[1] == 10
-    assert chunk[0] >= 4  # enough dates to keep four connections busy
+    assert chunk[1:] == [10, 1024, 1024]  # a request a date, as large as they are without Dask
+    assert 2 * chunk[0] >= 4  # two threads keep four connections busy
     assert 4 * np.prod(chunk) <= 128 * 2**20
 
 
-@pytest.mark.parametrize(("connections", "dates"), [(1, 4), (8, 4), (16, 8), (64, 12)])
+@pytest.mark.parametrize(("connections", "dates"), [(1, 4), (5, 4), (8, 6), (16, 12), (64, 48)])
 def test_two_chunks_keep_the_connections_busy(serve, connections: int, dates: int) -> None:
     days = [str(d)[:10] for d in pd.date_range("2020-01-01", "2022-12-31", freq="7D")]
     server = serve(max_connections=connections)
-    for area in ((15.05, 46.05, 15.063, 46.059), (15.0, 45.7, 15.77, 46.24)):
-        ds = clearsky_xr.open_timeseries(area, days, **access(server))
+    # A field has as many dates as that takes; a region, and many layers, what fits into 128 MiB.
+    layers = {"indices": "ndvi,gndvi,ndre,ndwi,mndwi,ndmi"}
+    for area, options, fits in [
+        ((15.05, 46.05, 15.063, 46.059), {}, 99),
+        ((15.0, 45.7, 15.77, 46.24), {}, 3),
+        ((15.0, 45.7, 15.77, 46.24), layers, 2),
+    ]:
+        ds = clearsky_xr.open_timeseries(area, days, **access(server), **options)
         chunk = [c[0] for c in ds.reflectance.chunks]
-        assert chunk[0] == dates
+        assert chunk[0] == min(dates, fits)
         assert 4 * np.prod(chunk) <= 128 * 2**20
+
+
+def test_centres_are_whole_metres_and_weigh_nothing(serve) -> None:
+    server = serve(max_area_km2=10**6)
+    for size in (10, 20, 1280):
+        ds = clearsky_xr.open_timeseries(
+            (14.0, 45.4, 16.6, 47.4), SPRING, resolution=size, **access(server)
+        )
+        for axis, centres in ds.odc.geobox.coordinates.items():
+            assert ds[axis].dtype == np.float64
+            np.testing.assert_array_equal(ds[axis].values, centres.values)
+        assert float(ds.x[0]) % size == size / 2
+        assert len(pickle.dumps(ds.drop_vars("reflectance").coords)) < 12_000
 
 
 def test_no_dates_says_what_there_is(serve) -> None:

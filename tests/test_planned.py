@@ -821,7 +821,7 @@ def test_the_rectangle_whose_bill_was_seen(server: Server) -> None:
     assert plan.area_km2 == pytest.approx(997.94, rel=5e-4)
     assert plan.credits == pytest.approx(99.79, abs=0.05)
     assert plan.dates == (dt.date(2023, 6, 2),)
-    # As chunks of 512 px, each with a rim of its own.
+    # As chunks of 1024 px, each with a rim of its own.
     plan = ds.clearsky.plan()
     assert plan.area_km2 == pytest.approx(997.94, rel=2e-3)
     assert plan.credits == pytest.approx(99.79, abs=0.2)
@@ -838,15 +838,15 @@ def test_a_year_over_sixty_kilometres(server: Server) -> None:
     assert not server.downloads()
     assert calls(server) == Counter(account=1, estimate=1)
     assert plan.dates == tuple(dt.date.fromisoformat(week) for week in weeks)
-    rows, cols = -(-ds.sizes["y"] // 512), -(-ds.sizes["x"] // 512)
+    rows, cols = -(-ds.sizes["y"] // 1024), -(-ds.sizes["x"] // 1024)
     assert len(plan.requests) == 52 * rows * cols
     # Requests are rounded to the cent.
     assert plan.credits == pytest.approx(plan.area_km2 / 10, abs=0.005 * len(plan.requests))
-    # The sides of a chunk of 512 px are 5 m shorter as they are billed.
+    # The sides of a chunk of 1024 px are 5 m shorter as they are billed.
     lon, lat = shapely.get_coordinates(shapely.segmentize(shapely.box(*area), 0.01)).T
     km2 = abs(GEOD.polygon_area_perimeter(lon, lat)[0]) / 1e6
-    assert plan.area_km2 == pytest.approx(52 * km2 * (1 - 5 / 5120) ** 2, rel=1e-3)
-    full = [r for r in plan.requests[: rows * cols * 4] if r.pixels == 512 * 512]
+    assert plan.area_km2 == pytest.approx(52 * km2 * (1 - 5 / 10240) ** 2, rel=1e-3)
+    full = [r for r in plan.requests[: rows * cols * 4] if r.pixels == 1024 * 1024]
     for request in itertools.islice(full, 8):
         # What is billed is the polygon as it is written, whose edges have few corners.
         assert request.area_km2 == pytest.approx(metres_km2(*request.bounds), rel=1e-6)
