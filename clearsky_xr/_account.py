@@ -231,7 +231,7 @@ class Process:
             initializer=_enter_gdal,
         )
         # Stores elsewhere keep a thread waiting, not busy.
-        self.readers = ThreadPoolExecutor(max_workers=16, thread_name_prefix="clearsky_xr-store")
+        self.aside = ThreadPoolExecutor(max_workers=16, thread_name_prefix="clearsky_xr-aside")
         self.accounts: dict[tuple[str, str], Account] = {}
         # To the schedulers of the clusters to which it belongs.
         self.links: list[Link] = []
@@ -250,9 +250,13 @@ class Process:
         """Give the budgets that hold for what this thread is about to ask for."""
         return Bound(self.ledger.bound(), budgets_of_task())
 
-    async def in_thread(self, work: Callable[[], T], *, waits: bool = False) -> T:
-        """Run what needs a processor off the loop, or what mostly waits for a store."""
-        pool = self.readers if waits else self.threads
+    async def in_thread(self, work: Callable[[], T], *, aside: bool = False) -> T:
+        """Run decoding off the loop, or, aside from it, what must not queue behind it.
+
+        That is what mostly waits for a disk or a store, and the short work without which no
+        connection is used.
+        """
+        pool = self.aside if aside else self.threads
         try:
             done = asyncio.get_running_loop().run_in_executor(pool, work)
         except RuntimeError:

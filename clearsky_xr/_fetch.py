@@ -29,6 +29,10 @@ from .errors import SpoolError
 
 # Dates that are read at a time where nothing may be bought.
 _READERS: Final = 8
+# Dates that may wait for the decoders, at least: the first tile on a page of the result's memory
+# pays for the page, up to ten times what its neighbours take, and the connections should not
+# be idle meanwhile.
+_DECODING: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ class Desk:
         self, selection: Selection
     ) -> AsyncIterator[tuple[dt.date, int, Tile, PixelSet | None]]:
         for tile in self.tiles(selection):
-            wanted = await self.shared.in_thread(partial(self.cube.wanted, tile.pixels))
+            wanted = await self.shared.in_thread(partial(self.cube.wanted, tile.pixels), aside=True)
             self.source.next_tile()
             for date, k in tile.dates:
                 yield self.cube.dates[date], k, tile, wanted
@@ -146,14 +150,15 @@ async def open_desk(cube: Cube, settings: Settings, bound: Bound | None = None) 
     offline = settings.missing != "buy"
     if offline:
         assert settings.store is not None
-        stock = await shared.in_thread(partial(stock_of, settings.store), waits=True)
+        stock = await shared.in_thread(partial(stock_of, settings.store), aside=True)
         source = FromStore(cube, stock, None, settings.missing, notices)
         return Desk(shared, cube, source, _READERS, notices)
     owner = await account(settings)
     info = await owner.info()
     bound = await owner.bound(bound or Bound())
-    # Twice as many as connections: while one half is on the wire, the other one decodes.
-    wide = 2 * min(owner.gate.limit, settings.concurrency or owner.gate.limit)
+    connections = min(owner.gate.limit, settings.concurrency or owner.gate.limit)
+    # While some are on the wire, others decode.
+    wide = connections + max(connections, _DECODING)
     if settings.store is None:
         versions = owner.versions(cube.fingerprint)
         buyer = Buyer(
@@ -164,7 +169,7 @@ async def open_desk(cube: Cube, settings: Settings, bound: Bound | None = None) 
             cube, shared=shared, owner=owner, info=info, buyer=buyer, holdings=owner.holdings
         )
         return Desk(shared, cube, service, wide, notices, versions)
-    stock = await shared.in_thread(partial(stock_of, settings.store), waits=True)
+    stock = await shared.in_thread(partial(stock_of, settings.store), aside=True)
     own = stock.store.record.cube
     versions = owner.versions(own.fingerprint)
     buyer = Buyer(

@@ -231,7 +231,9 @@ class Buyer:
         """Let the spool take note of what is about to be sent."""
         if not self.spool.writes_ahead:
             return self._begin(request)
-        begin = asyncio.ensure_future(self._shared.in_thread(partial(self._begin, request)))
+        begin = asyncio.ensure_future(
+            self._shared.in_thread(partial(self._begin, request), aside=True)
+        )
         try:
             return await asyncio.shield(begin)
         except asyncio.CancelledError:
