@@ -222,6 +222,7 @@ def main(
     matrix = Matrix(repetitions)
     opened: dict[str, float] = {}
     lengths: dict[int, float] = {}
+    begun: dict[str, dict[str, float]] = {}
     folder = tempfile.mkdtemp(prefix="clearsky-benchmark-")
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     try:
@@ -241,6 +242,10 @@ def main(
                             service, layout, latency, jobs, tuple(able),
                             memory=memory and not quick and latency == 0,
                         )  # fmt: skip
+                        if opening and layout == "deflate":
+                            label = f"{work.name} {latency:g} s, {wide}"
+                            begun[label] = _opening.beginning(jobs[-1], min(repetitions, 5))
+                            service.traffic(1)
                         # Ten bands are ten files to them: with latency they take minutes.
                         if python and layout == "deflate" and latency == 0:
                             pairs = dict(pair.split("=", 1) for pair in python.split(","))
@@ -256,7 +261,8 @@ def main(
     finally:
         matrix.end()
         shutil.rmtree(folder, ignore_errors=True)
-    text = f"{_report.table(matrix.rows)}\n\n{_report.goals(matrix.rows, opened, lengths)}"
+    parts = [_report.table(matrix.rows), *([_report.beginnings(begun)] if begun else [])]
+    text = "\n\n".join([*parts, _report.goals(matrix.rows, opened, lengths)])
     machine = {
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="minutes"),
         "cores": os.cpu_count(),
@@ -266,7 +272,7 @@ def main(
         "minutes": round((time.perf_counter() - began) / 60, 1),
     }
     _report.save(
-        output, matrix.rows, opening=opened, by_length=lengths, machine=machine,
+        output, matrix.rows, opening=opened, by_length=lengths, begun=begun, machine=machine,
         text=f"{machine}\n\n{text}",
     )  # fmt: skip
     print(f"\n{machine}\n\n{text}\n\nwritten to {output}")  # noqa: T201

@@ -42,6 +42,35 @@ def million(job: Job, repetitions: int) -> dict[str, float]:
     }
 
 
+def beginning(job: Job, repetitions: int) -> dict[str, float]:
+    """Open a cube from its area, free calls included, and wait for its first chunk; seconds."""
+    access: dict[str, Any] = {"base_url": job.url, "api_key": job.key}
+    work, days = job.work, (str(job.work.days[0]), str(job.work.days[-1]))
+    found: dict[str, list[float]] = {"open": [], "first_chunk": [], "first_date": []}
+    for _ in range(repetitions):
+        began = time.perf_counter()
+        dataset = clearsky_xr.open_timeseries(
+            work.area, days, like=work.geobox, clip=False, **access
+        )  # fmt: skip
+        opened = time.perf_counter()
+        _contenders.forget()
+        dataset.reflectance.data.blocks[0, 0, 0, 0].compute(scheduler="threads", num_workers=2)
+        chunk = time.perf_counter()
+        _contenders.forget()
+        dataset.reflectance.isel(time=0).load()
+        date = time.perf_counter()
+        found["open"].append(opened - began)
+        found["first_chunk"].append(chunk - opened)
+        found["first_date"].append(date - chunk)
+    graph = dict(dataset.reflectance.data.__dask_graph__())
+    medians = {name: statistics.median(seconds) for name, seconds in found.items()}
+    return {
+        **medians,
+        "chunks": float(dataset.reflectance.data.npartitions),
+        "tasks": float(len(graph)),
+    }
+
+
 def by_length(job: Job, counts: tuple[int, ...], repetitions: int) -> dict[int, float]:
     """Load 8 x 8 px of ever more dates; seconds a date."""
     found = {}

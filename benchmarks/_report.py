@@ -93,6 +93,16 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def beginnings(found: dict[str, dict[str, float]]) -> str:
+    """Write how long it takes until there is something to look at."""
+    columns = ("open s", "chunk s", "date s", "chunks", "tasks")
+    lines = [" ".join([f"{'to begin':16s}", *(f"{column:>8s}" for column in columns)])]
+    for label, row in found.items():
+        seconds = " ".join(f"{row[name]:8.3f}" for name in ("open", "first_chunk", "first_date"))
+        lines.append(f"{label:16s} {seconds} {row['chunks']:8.0f} {row['tasks']:8.0f}")
+    return "\n".join(lines)
+
+
 def goals(rows: list[Row], opening: dict[str, float], by_length: dict[int, float]) -> str:
     """Hold what was measured against the goals."""
     at = {(*row.cell, row.contender): row for row in rows}
@@ -157,7 +167,7 @@ def goals(rows: list[Row], opening: dict[str, float], by_length: dict[int, float
 
 def save(
     folder: Path, rows: list[Row], *, opening: dict[str, float], by_length: dict[int, float],
-    machine: dict[str, Any], text: str,
+    begun: dict[str, dict[str, float]], machine: dict[str, Any], text: str,
 ) -> None:  # fmt: skip
     """Write JSON, the text, and the plot."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,6 +176,7 @@ def save(
         "rows": [asdict(row) for row in rows],
         "opening": opening,
         "by_length": by_length,
+        "beginning": begun,
     }
     (folder / "results.json").write_text(json.dumps(document, indent=1))
     (folder / "results.txt").write_text(text + "\n")

@@ -212,7 +212,6 @@ def opening(repetitions: int) -> None:
                 seconds.setdefault(name, []).append(time.perf_counter() - began)
                 if how is None:
                     sizes["pickle of the Dataset, bytes"] = len(pickle.dumps(ds))
-                    sizes["of which coordinates y and x"] = 8 * (rows + cols)
                     lazy = origin(ds.reflectance.variable._data)
                     sizes["pickle of the lazy array, bytes"] = len(pickle.dumps(lazy))
                 else:
