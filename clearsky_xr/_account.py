@@ -15,7 +15,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 from weakref import WeakValueDictionary
 
 from . import _clock, _loop
@@ -218,6 +218,11 @@ class Account:
             await _clock.sleep(retry.wait(failure, now - began))
 
 
+#: What fills a processor; what waits for a store; and what is short and keeps a connection
+#: waiting, and so must not queue behind either.
+Work = Literal["decode", "store", "short"]
+
+
 class Process:
     """What all accounts of a process share."""
 
@@ -225,13 +230,13 @@ class Process:
         self.ledger = Ledger()
         self.spool = Spool()
         self.recent = Recent()
-        self.threads = ThreadPoolExecutor(
-            max_workers=max(2, os.cpu_count() or 1),
-            thread_name_prefix="clearsky_xr-decode",
-            initializer=_enter_gdal,
-        )
-        # Stores elsewhere keep a thread waiting, not busy.
-        self.aside = ThreadPoolExecutor(max_workers=16, thread_name_prefix="clearsky_xr-aside")
+        cores = max(2, os.cpu_count() or 1)
+        self.threads: dict[Work, ThreadPoolExecutor] = {
+            "decode": ThreadPoolExecutor(cores, "clearsky_xr-decode", _enter_gdal),
+            # Stores elsewhere keep a thread waiting, not busy.
+            "store": ThreadPoolExecutor(16, "clearsky_xr-store"),
+            "short": ThreadPoolExecutor(4, "clearsky_xr-short"),
+        }
         self.accounts: dict[tuple[str, str], Account] = {}
         # To the schedulers of the clusters to which it belongs.
         self.links: list[Link] = []
@@ -250,13 +255,9 @@ class Process:
         """Give the budgets that hold for what this thread is about to ask for."""
         return Bound(self.ledger.bound(), budgets_of_task())
 
-    async def in_thread(self, work: Callable[[], T], *, aside: bool = False) -> T:
-        """Run decoding off the loop, or, aside from it, what must not queue behind it.
-
-        That is what mostly waits for a disk or a store, and the short work without which no
-        connection is used.
-        """
-        pool = self.aside if aside else self.threads
+    async def in_thread(self, work: Callable[[], T], kind: Work = "decode") -> T:
+        """Run work off the loop, in threads that are kept for its kind."""
+        pool = self.threads[kind]
         try:
             done = asyncio.get_running_loop().run_in_executor(pool, work)
         except RuntimeError:

@@ -137,7 +137,7 @@ class Desk:
         self, selection: Selection
     ) -> AsyncIterator[tuple[dt.date, int, Tile, PixelSet | None]]:
         for tile in self.tiles(selection):
-            wanted = await self.shared.in_thread(partial(self.cube.wanted, tile.pixels), aside=True)
+            wanted = await self.shared.in_thread(partial(self.cube.wanted, tile.pixels), "short")
             self.source.next_tile()
             for date, k in tile.dates:
                 yield self.cube.dates[date], k, tile, wanted
@@ -150,7 +150,7 @@ async def open_desk(cube: Cube, settings: Settings, bound: Bound | None = None) 
     offline = settings.missing != "buy"
     if offline:
         assert settings.store is not None
-        stock = await shared.in_thread(partial(stock_of, settings.store), aside=True)
+        stock = await shared.in_thread(partial(stock_of, settings.store), "store")
         source = FromStore(cube, stock, None, settings.missing, notices)
         return Desk(shared, cube, source, _READERS, notices)
     owner = await account(settings)
@@ -169,7 +169,7 @@ async def open_desk(cube: Cube, settings: Settings, bound: Bound | None = None) 
             cube, shared=shared, owner=owner, info=info, buyer=buyer, holdings=owner.holdings
         )
         return Desk(shared, cube, service, wide, notices, versions)
-    stock = await shared.in_thread(partial(stock_of, settings.store), aside=True)
+    stock = await shared.in_thread(partial(stock_of, settings.store), "store")
     own = stock.store.record.cube
     versions = owner.versions(own.fingerprint)
     buyer = Buyer(

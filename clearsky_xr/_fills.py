@@ -216,7 +216,7 @@ class Filler:
         return self._areas[pixels]
 
     async def _thread(self, work: Callable[[], T]) -> T:
-        return await self._stock.shared.in_thread(work, aside=True)
+        return await self._stock.shared.in_thread(work, "store")
 
 
 def _heard(task: asyncio.Task[None]) -> None:

@@ -232,7 +232,7 @@ class Buyer:
         if not self.spool.writes_ahead:
             return self._begin(request)
         begin = asyncio.ensure_future(
-            self._shared.in_thread(partial(self._begin, request), aside=True)
+            self._shared.in_thread(partial(self._begin, request), "short")
         )
         try:
             return await asyncio.shield(begin)

@@ -187,7 +187,7 @@ async def _in_store(
         index = stock.index(date)
         return [receipt for block in blocks for receipt in stock.store.receipts(index, block)]
 
-    return await shared.in_thread(read, aside=True)
+    return await shared.in_thread(read, "store")
 
 
 def _blocks(

@@ -144,12 +144,12 @@ class FromService:
     async def _choose(self, pixels: PixelSet, date: dt.date) -> tuple[Piece, ...]:
         """Cover pixels; learns first how they are billed where that matters."""
         owner = self.account
-        pieces = await self._shared.in_thread(partial(self.pieces, pixels), aside=True)
+        pieces = await self._shared.in_thread(partial(self.pieces, pixels), "short")
         unsure = next((piece for piece in pieces if piece.unsure), None)
         if unsure is not None and owner.billing is None:
             learnt = await owner.learn_billing(self.request(date, unsure))
             if learnt == "bbox":
-                pieces = await self._shared.in_thread(partial(self.pieces, pixels), aside=True)
+                pieces = await self._shared.in_thread(partial(self.pieces, pixels), "short")
         return pieces
 
     def pieces(self, pixels: PixelSet) -> tuple[Piece, ...]:

@@ -256,4 +256,4 @@ class FromStore:
         return await self._filler.replay()
 
     async def _thread(self, work: Callable[[], T]) -> T:
-        return await self.stock.shared.in_thread(work, aside=True)
+        return await self.stock.shared.in_thread(work, "store")

@@ -69,7 +69,7 @@ def bombs(bench: Bench) -> dict[str, Any]:
     def cache() -> Any:
         return rasterio.env.getenv()["GDAL_CACHEMAX"]
 
-    assert _account.process().threads.submit(cache).result() == 16 * 2**20
+    assert _account.process().threads["decode"].submit(cache).result() == 16 * 2**20
     for name in names:
         content = fuzz_geotiff.bombs()[name]
         server = bench.serve(Fault.garble("bomb", lambda _, content=content: content))
