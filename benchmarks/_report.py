@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 _MIB: Final = 2**20
+# Of the plot, which is logarithmic.
+_TICKS: Final = (0.1, 0.2, 0.5, 0.8, 1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
 
 
 @dataclass(slots=True)
@@ -189,6 +191,7 @@ def plot(path: Path, rows: list[Row]) -> None:
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib import ticker
 
     floors = {row.cell: row for row in rows if row.contender == "floor"}
     works = list(dict.fromkeys(row.work for row in rows if row.cell in floors))
@@ -203,12 +206,20 @@ def plot(path: Path, rows: list[Row]) -> None:
             for r in shown
         ]
         values = [ratio(r, floors[r.cell]) for r in shown]
-        axis.barh(range(len(shown)), values, color=["C0" if r.contender == "load" else "0.7"
-                                                    for r in shown])  # fmt: skip
+        # From the floor on, so that what is longer or shorter than it is seen as such.
+        bars = axis.barh(
+            range(len(shown)), [value - 1 for value in values], left=1,
+            color=["C0" if r.contender == "load" else "0.7" for r in shown],
+        )  # fmt: skip
+        axis.bar_label(bars, [f"{value:.2f}" for value in values], padding=3, fontsize=6)
         axis.set_yticks(range(len(shown)), labels, fontsize=6)
         axis.invert_yaxis()
         axis.axvline(1, color="k", linewidth=0.8)
         axis.set_xscale("log")
+        axis.set_xlim(min(0.8, *values) / 1.1, max(1.5, *values) * 1.2)
+        axis.set_xticks([t for t in _TICKS if axis.get_xlim()[0] <= t <= axis.get_xlim()[1]])
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
         axis.set_xlabel("time / floor")
         axis.set_title(f"{work} (synthetic pixels)")
     figure.tight_layout()
