@@ -88,7 +88,7 @@ class Account:
         link = process().link
         if link is None:
             return asked
-        return Bound(asked.here, tuple({*asked.elsewhere, *await link.bound()}))
+        return Bound(asked.here, await link.bound(asked.elsewhere))
 
     async def may_repeat(self, ledger: Ledger, price: float) -> bool:
         """Say whether a lost download may be paid for once more, credits."""

@@ -119,8 +119,8 @@ class Budget:
     when the computation began that sends it. It counts for them whenever its answer comes.
 
     It holds for this process, and on a cluster that `clearsky_xr.cluster.setup` has set
-    up for all its processes. There a task is also bound by those that were active when its
-    graph came to the scheduler, however late it begins.
+    up for all its processes. There ``persist()`` and ``client.compute()`` are
+    bound by those that were active when they were called, however late their tasks begin.
 
     Parameters
     ----------

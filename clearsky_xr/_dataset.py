@@ -27,10 +27,11 @@ _CHUNK_BYTES: Final = 128 * 2**20
 # Fewest dates in a chunk, which are fetched together: the connections of the service's
 # first paid plan (contract, section 9), so that one task keeps them busy. Of more
 # connections three quarters, so that two threads do. Not more, since Dask buys whole chunks
-# of what is selected after arithmetic.
+# of what is selected after arithmetic: who has more than sixteen connections has more threads.
 _CHUNK_DATES: Final = 4
-# Side of the chunks of a cube that is too large for one, pixels: a request each, as large
-# as one of ten bands is. Smaller ones would be more requests, with as much waiting each.
+_MOST_DATES: Final = 12
+# Side of the chunks of a cube that is too large for one, pixels: up to 16 layers a request
+# each. Smaller ones would be more requests, with as much waiting each.
 _CHUNK_SIDE: Final = 1024
 
 
@@ -117,7 +118,7 @@ def preferred_chunks(cube: Cube, dims: tuple[str, ...], together: int) -> dict[s
     most = _CHUNK_BYTES // (4 * len(cube.layers))
     if most < min(_CHUNK_DATES, len(cube.dates)) * rows * cols:
         rows, cols = min(rows, _CHUNK_SIDE), min(cols, _CHUNK_SIDE)
-    wanted = max(_CHUNK_DATES, -(-3 * together // 4))
+    wanted = min(max(_CHUNK_DATES, -(-3 * together // 4)), _MOST_DATES)
     dates = max(1, min(wanted, most // (rows * cols), len(cube.dates)))
     sizes = {"time": dates, "y": rows, "x": cols}
     return {dim: sizes.get(dim, len(cube.bands)) for dim in dims}

@@ -33,6 +33,9 @@ _ASKING: Final = 4
 # Figures are right as soon as a computation has ended, unless the scheduler takes longer, seconds.
 _BRIEFLY: Final = 1.0
 
+# So often a block is given back to a scheduler that does not answer.
+_UNTIRING: Final = 100
+
 # Pauses between attempts when the scheduler does not answer, seconds.
 _AGAIN: Final = (0.1, 0.5, 2.0)
 
@@ -42,11 +45,12 @@ Identify = Callable[[bytes], str]
 
 def budgets_of_task() -> tuple[str, ...]:
     """Name the budgets that held for the cluster when the task of this thread was submitted."""
-    workers = sys.modules.get("distributed.worker")
-    if workers is None:
+    # It may also be in the middle of being imported.
+    find = getattr(sys.modules.get("distributed.worker"), "get_worker", None)
+    if find is None:
         return ()
     try:
-        worker = workers.get_worker()
+        worker = find()
         task = worker.state.tasks[worker.get_current_task()]
     except (ValueError, KeyError):  # no task of a worker runs in this thread
         return ()
@@ -71,8 +75,8 @@ class Link(Protocol):
     def door(self, identify: Identify, patience: float) -> Door:
         """Give what requests of an account wait at, each of which takes so many seconds at most."""
 
-    async def bound(self) -> tuple[str, ...]:
-        """Name the budgets that hold for the cluster now."""
+    async def bound(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Name the budgets that hold for the cluster now, and those of `names` that it knows."""
 
     async def may_repeat(self, price: float) -> bool:
         """Say whether a lost download may be paid for once more, credits."""
@@ -138,9 +142,9 @@ class SchedulerLink:
             self._doors[account] = SchedulerDoor(self, account, patience)
         return self._doors[account]
 
-    async def bound(self) -> tuple[str, ...]:
-        """Name the budgets that hold for the cluster now."""
-        return tuple(await self.call("bound"))
+    async def bound(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Name the budgets that hold for the cluster now, and those of `names` that it knows."""
+        return tuple(await self.call("bound", names=list(names)))
 
     async def may_repeat(self, price: float) -> bool:
         """Say whether a lost download may be paid for once more, credits."""
@@ -160,7 +164,17 @@ class SchedulerLink:
             await asyncio.wait([claiming])
             if not claiming.cancelled():
                 claiming.exception()
-            await self.quietly("unclaim", **what)
+            # Nobody could buy these blocks as long as this process lives.
+            for _ in range(_UNTIRING):
+                try:
+                    await self.call("unclaim", **what)
+                except ClearSkyError as error:
+                    _log.debug("%s", error)
+                else:
+                    return
+                if not self.alive:
+                    return
+                await _clock.sleep(_AGAIN[-1])
 
         try:
             yield frozenset(await asyncio.shield(claiming))
@@ -172,8 +186,14 @@ class SchedulerLink:
         self.ask("budget", name=name, holder=self.holder, limit=limit, opened=True)
 
     def close_budget(self, name: str) -> None:
-        """End it."""
-        self.ask("budget", name=name, holder=self.holder, limit=0.0, opened=False)
+        """End it, for what is asked for from now on."""
+        what = {"name": name, "holder": self.holder, "limit": 0.0, "opened": False}
+        send = getattr(self._node, "_send_to_scheduler", None)
+        if send is not None and self.alive:
+            # A client's graphs go this way, and may still be on it.
+            send({"op": f"{PREFIX}mark", "name": name})
+            what["marked"] = True
+        self.ask("budget", **what)
 
     def tally(self, name: str) -> Tally | None:
         """Tell what counted for a budget; None if the scheduler does not know it."""

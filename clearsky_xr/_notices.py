@@ -18,17 +18,18 @@ def warn(message: str) -> None:
         frame, level = frame.f_back, level + 1
     # On a worker of a Dask cluster nobody looks: its clients are told as well.
     worker = sys.modules.get("distributed.worker")
-    tell = warnings.warn if worker is None else worker.warn
+    tell = getattr(worker, "warn", warnings.warn)
     tell(message, ClearSkyWarning, stacklevel=level)
 
 
 def on_a_worker() -> bool:
     """Say whether the code that runs is a task in another process than its Dask client."""
-    worker = sys.modules.get("distributed.worker")
-    if worker is None:
+    # It may also be in the middle of being imported.
+    find = getattr(sys.modules.get("distributed.worker"), "get_worker", None)
+    if find is None:
         return False
     try:
-        return not str(worker.get_worker().address).startswith("inproc://")
+        return not str(find().address).startswith("inproc://")
     except ValueError:
         return False
 

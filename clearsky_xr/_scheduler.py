@@ -14,6 +14,7 @@ import datetime as dt
 import math
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -28,6 +29,9 @@ from .errors import BudgetError
 
 # Until a process has asked the account for its limit.
 _UNKNOWN: Final = 1
+
+# So long the end of a budget waits for the graphs that were asked for while it held, seconds.
+_MARK: Final = 30.0
 
 # Of budgets that have ended, and of keys, so many are remembered.
 _MOST_ENDED: Final = 1000
@@ -116,6 +120,11 @@ class ClusterGate(SchedulerPlugin):
         self._budgets: dict[str, tuple[str, Budget]] = {}
         # Budgets whose holder has gone without ending them.
         self._cut_off: set[str] = set()
+        # Whether any task has ever been bound by one.
+        self._stamped = False
+        # What clients have sent along with their graphs, and who waits for it.
+        self._marks: dict[str, asyncio.Event] = {}
+        scheduler.stream_handlers[f"{NAME}_mark"] = self.mark
         self._claims: dict[tuple[str, int], tuple[str, str]] = {}
         for verb in (
             self.hello, self.configure, self.keys, self.slot, self.book, self.leave, self.limit,
@@ -149,16 +158,34 @@ class ClusterGate(SchedulerPlugin):
         They may begin when the block of the budget has ended: an error ends it, and until the
         scheduler hears that nobody waits for them any more, workers go on to begin some.
         """
-        held = self._bound()
-        for key in tasks if held else ():
+        held = tuple(self._bound())
+        if not held and not self._stamped:
+            return
+        self._stamped = True
+        for key in tasks:
             task = scheduler.tasks.get(key)
             if task is None:
                 continue
-            if task.annotations is None:
-                task.annotations = {}
-            # The workers get it along with the task.
-            known = task.annotations.get(NAME, ())
-            task.annotations[NAME] = tuple(dict.fromkeys((*known, *held)))
+            names = held
+            if task.state != "released":
+                # It waits, or runs, for somebody else already, whom a budget of ours does not
+                # bind; what both are bound by stays.
+                names = tuple(n for n in (task.annotations or {}).get(NAME, ()) if n in held)
+            self._stamp(task, names)
+
+    def transition(self, key: Any, start: str, finish: str, *_: Any, **__: Any) -> None:  # noqa: ARG002
+        """Let go of a task that has ended: who needs it again has budgets of his own."""
+        if self._stamped and finish in ("memory", "erred"):
+            task = self._scheduler.tasks.get(key)
+            if task is not None:
+                self._stamp(task, ())
+
+    def _stamp(self, task: Any, names: tuple[str, ...]) -> None:
+        # The workers get it along with the task.
+        if names:
+            task.annotations = {**(task.annotations or {}), NAME: names}
+        elif task.annotations:
+            task.annotations.pop(NAME, None)
 
     # --- who belongs to it
 
@@ -306,8 +333,23 @@ class ClusterGate(SchedulerPlugin):
         """Say whether a lost download may be paid for once more; twice asked counts twice."""
         return self._ledger.repeat_lost(credits)
 
-    async def budget(self, name: str, *, holder: str, limit: float, opened: bool) -> bool:
-        """Begin or end a budget that holds for the whole cluster."""
+    def mark(self, name: str, **_: Any) -> None:
+        """Take note that all graphs have come that a client sent before."""
+        self._marks.setdefault(name, asyncio.Event()).set()
+
+    async def budget(
+        self, name: str, *, holder: str, limit: float, opened: bool, marked: bool = False
+    ) -> bool:
+        """Begin or end a budget that holds for the whole cluster.
+
+        Graphs come by a stream and are unpacked in their turn, this call comes beside it: a
+        client that ends a budget sends a mark after the graphs that were asked for while it held.
+        """
+        if marked:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_MARK):
+                    await self._marks.setdefault(name, asyncio.Event()).wait()
+            self._marks.pop(name, None)
         if opened and name not in self._budgets:
             budget = Budget(limit, self._ledger)
             self._budgets[name] = holder, budget
@@ -317,9 +359,9 @@ class ClusterGate(SchedulerPlugin):
             self._end_budget(name)
         return True
 
-    async def bound(self) -> list[str]:
-        """Name the budgets that hold now."""
-        return self._bound()
+    async def bound(self, names: Iterable[str] = ()) -> list[str]:
+        """Name the budgets that hold now, and those of `names` that are still known."""
+        return list(dict.fromkeys((*self._bound(), *(n for n in names if n in self._budgets))))
 
     async def report(self, name: str) -> dict[str, Any]:
         """Tell what counted for a budget, also after its end."""
@@ -333,8 +375,12 @@ class ClusterGate(SchedulerPlugin):
     def _end_budget(self, name: str) -> None:
         if name in self._budgets and self._budgets[name][1] in self._ledger.active:
             self._budgets[name][1].__exit__(None, None, None)
+            self._budgets[name] = self._budgets.pop(name)  # the last that has ended
         # The oldest of those that have ended are forgotten.
-        over = [n for n, (_, b) in self._budgets.items() if b not in self._ledger.active]
+        over = [
+            n for n, (_, b) in self._budgets.items()
+            if b not in self._ledger.active and not b.sums.in_flight
+        ]  # fmt: skip
         for old in over[:-_MOST_ENDED]:
             del self._budgets[old]
             self._cut_off.discard(old)

@@ -72,7 +72,7 @@ class SemaphoreLink:
             self._doors[account] = SemaphoreDoor(self._node, account, self._concurrency)
         return self._doors[account]
 
-    async def bound(self) -> tuple[str, ...]:
+    async def bound(self, names: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002
         """Know nothing of others."""
         return ()
 

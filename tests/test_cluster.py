@@ -289,6 +289,36 @@ def test_tasks_that_begin_when_a_budget_has_ended_are_bound_by_it(cluster, serve
     assert b.report().settled <= 2 * each
 
 
+def forget():
+    """Let go of what a process holds, as one that was started anew."""
+    for owner in _account.process().accounts.values():
+        owner.holdings._held.clear()
+
+
+def test_what_is_persisted_in_a_budget_is_bound_by_it_and_its_results_are_not(cluster, serve):
+    server = serve(max_connections=16)
+    clearsky_xr.cluster.setup(cluster, api_key=server.api_key)
+    ds = cube(server)
+    each = clearsky_xr.plan(ds.isel(time=0)).credits_at_most
+    with clearsky_xr.budget(3 * each) as b:
+        kept = ds.reflectance.persist()  # comes back at once
+    distributed.wait(kept, timeout=PATIENCE)
+    until(lambda: server.in_flight == 0 and b.report().reserved == 0, "the last answers")
+    assert 0 < sum(entry.credits for entry in paid(server)) <= 3 * each
+    assert b.report().settled == pytest.approx(sum(e.credits for e in paid(server)), abs=0.001)
+    del kept
+    # A mean that was computed in a budget is used, and what it was made of bought again, without.
+    ds = cube(server, SPRING)
+    with clearsky_xr.budget(len(ds.time) * each + 0.02):
+        mean = ds.reflectance.mean("time").persist()
+        distributed.wait(mean, timeout=PATIENCE)
+    before = len(paid(server))
+    cluster.run(forget)
+    again = float(ds.reflectance.mean("time").max().compute())
+    assert again == pytest.approx(float(reference(serve, SPRING).reflectance.mean("time").max()))
+    assert len(paid(server)) == before + len(ds.time)
+
+
 def test_progress_counts_all_workers(cluster, serve, capsys):
     server = serve(max_connections=8, latency=0.1)
     clearsky_xr.cluster.setup(cluster, api_key=server.api_key)

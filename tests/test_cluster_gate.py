@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clearsky_xr
-from clearsky_xr import _clock
+from clearsky_xr import _clock, _scheduler
 from clearsky_xr._scheduler import ClusterGate
 from clearsky_xr.errors import CredentialsError, InvalidOptionError
 
@@ -19,12 +19,16 @@ HOLDERS = ["tcp://a", "tcp://b", "tcp://c", "Client-1"]
 DAY = str(dt.date(2025, 4, 1))
 
 
+def a_scheduler():
+    return SimpleNamespace(
+        handlers={}, stream_handlers={}, tasks={}, workers=dict.fromkeys(HOLDERS[:3]),
+        clients={HOLDERS[3]: None},
+    )  # fmt: skip
+
+
 async def started(limit=4, *, concurrency=None, quarantine=None):
-    scheduler = SimpleNamespace(
-        handlers={}, workers=dict.fromkeys(HOLDERS[:3]), clients={HOLDERS[3]: None}
-    )
     gate = ClusterGate(concurrency, quarantine)
-    await gate.start(scheduler)
+    await gate.start(a_scheduler())
     await gate.limit("account", limit)
     return gate
 
@@ -89,7 +93,7 @@ async def test_what_is_asked_again_is_one_slot():
 @run
 async def test_an_unknown_limit_is_one():
     gate = ClusterGate(None, None)
-    await gate.start(SimpleNamespace(handlers={}, workers={"tcp://a": None}, clients={}))
+    await gate.start(a_scheduler())
     tasks = [ask(gate, str(k)) for k in range(3)]
     await turns()
     assert sum(task.done() for task in tasks) == 1
@@ -260,6 +264,90 @@ async def test_a_cubes_own_limit_holds_for_all_holders_and_budgets_end_with_thei
     gate.remove_client(gate._scheduler, HOLDERS[3])
     gate.add_client(gate._scheduler, HOLDERS[3])
     assert await book(gate, "y", 0.01) == {}
+
+
+@run
+async def test_tasks_are_bound_from_their_graph_to_their_end():
+    gate = await started()
+    tasks = gate._scheduler.tasks
+
+    def arrive(*keys):
+        gate.update_graph(gate._scheduler, client=HOLDERS[3], keys=set(keys), tasks=list(keys))
+
+    def move(key, state):
+        before, tasks[key].state = tasks[key].state, state
+        gate.transition(key, before, state, stimulus_id="test")
+
+    def bound(key):
+        return (tasks[key].annotations or {}).get("clearsky_xr", ())
+
+    for key in "pqrs":
+        tasks[key] = SimpleNamespace(state="released", annotations=None)
+    tasks["r"].annotations = {"span": 1}
+    arrive("p")
+    move("p", "memory")
+    await gate.budget("a", holder=HOLDERS[3], limit=1.0, opened=True)
+    await gate.budget("b", holder=HOLDERS[3], limit=1.0, opened=True)
+    arrive("p", "q", "r", "s")
+    assert not bound("p")  # it is there already: who computes it anew is bound by nothing
+    assert bound("q") == bound("r") == ("a", "b")
+    assert tasks["r"].annotations["span"] == 1
+    for key in "qrs":
+        move(key, "waiting")
+    await gate.budget("b", holder=HOLDERS[3], limit=1.0, opened=False)
+    arrive("q")
+    assert bound("q") == ("a",)  # what binds both
+    move("r", "processing")
+    move("r", "released")  # its worker has died
+    assert bound("r") == ("a", "b")
+    move("r", "memory")
+    move("r", "released")  # kept for its dependents only
+    assert not bound("r")
+    await gate.budget("a", holder=HOLDERS[3], limit=1.0, opened=False)
+    assert bound("s") == ("a", "b")
+    arrive("r", "s")
+    assert not bound("r")
+    assert not bound("s")
+
+
+@run
+async def test_a_budget_ends_after_the_graphs_that_were_sent_before():
+    gate = await started()
+    await gate.budget("b", holder=HOLDERS[3], limit=1.0, opened=True)
+    ending = asyncio.create_task(
+        gate.budget("b", holder=HOLDERS[3], limit=0.0, opened=False, marked=True)
+    )
+    await turns()
+    assert await gate.bound() == ["b"]
+    gate._scheduler.stream_handlers["clearsky_xr_mark"](name="b", client=HOLDERS[3])
+    assert await ending
+    assert await gate.bound() == []
+    assert not gate._marks
+
+
+@run
+async def test_budgets_are_forgotten_as_they_end_and_not_while_something_is_in_flight():
+    gate = await started(limit=16)
+
+    async def budget(name, *, opened):
+        await gate.budget(name, holder=HOLDERS[3], limit=9.0, opened=opened)
+
+    await budget("outer", opened=True)
+    await ask(gate, "1")
+    await book(gate, "1", 0.5)
+    most = _scheduler._MOST_ENDED
+    for k in range(most + 2):
+        await budget(str(k), opened=True)
+        await budget(str(k), opened=False)
+    await budget("outer", opened=False)
+    await budget("next", opened=True)
+    asked = ["0", "1", "2", str(most), "outer"]
+    assert await gate.bound(asked) == ["next", "2", str(most), "outer"]
+    for k in range(most + 2, 2 * most + 4):
+        await budget(str(k), opened=True)
+        await budget(str(k), opened=False)
+    assert (await gate.report("outer"))["tally"]["spent"]["reserved"] == 0.5
+    assert (await gate.report("0"))["tally"] is None
 
 
 @run

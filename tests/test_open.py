@@ -252,7 +252,7 @@ def test_preferred_chunks_suit_a_field_and_a_region(server: Server) -> None:
     assert 4 * np.prod(chunk) <= 128 * 2**20
 
 
-@pytest.mark.parametrize(("connections", "dates"), [(1, 4), (5, 4), (8, 6), (16, 12), (64, 48)])
+@pytest.mark.parametrize(("connections", "dates"), [(1, 4), (5, 4), (8, 6), (16, 12), (64, 12)])
 def test_two_chunks_keep_the_connections_busy(serve, connections: int, dates: int) -> None:
     days = [str(d)[:10] for d in pd.date_range("2020-01-01", "2022-12-31", freq="7D")]
     server = serve(max_connections=connections)
