@@ -110,6 +110,7 @@ class Steps:
         self._left = [str(path) for path in Path(f"{store}.clearsky").glob("new-*")]
         self._lock = threading.Lock()
         self._dying = False
+        self._slipped = ""
         self._tells = tells
         self.names: list[str] = []
         self.files: set[str] = set()
@@ -125,10 +126,16 @@ class Steps:
         path = self._place(event, arguments)
         if not path.startswith(self._store) or path.startswith(tuple(self._left)):
             return
+        if self._slipped and os.path.lexists(self._slipped):
+            self._die()
         flags = arguments[2] if event == "open" else 0
         if event == "open" and not flags & _WRITES:
             event = "read"
         elif not _changes(event, path, flags):
+            if f"{event} {self._shown(path)}" == self._die_at and event == "os.mkdir":
+                # It fails, as there is no folder to make it in; unless another thread makes that
+                # right now, and then nobody would hear of this one.
+                self._slipped = path
             return
         name = f"{event} {self._shown(path)}"
         if event != "read":
@@ -149,7 +156,11 @@ class Steps:
                 self._dying = True
                 if self._torn:
                     os.write(os.open(path, flags, 0o600), b"{")
-                os.kill(os.getpid(), signal.SIGKILL)
+                self._die()
+
+    def _die(self) -> None:
+        self._dying = True
+        os.kill(os.getpid(), signal.SIGKILL)
 
     @staticmethod
     def _place(event: str, arguments: tuple[Any, ...]) -> str:
