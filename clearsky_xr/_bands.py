@@ -137,7 +137,8 @@ def band_id(name: str, offered: Iterable[str] = BANDS) -> str:
         text = f"B{int(match[1])}{match[2].upper()}"
     text = _ALIASES.get(text.lower(), text)
     if text not in BANDS:
-        known = [*BANDS, *_ALIASES]
+        offered = tuple(offered)
+        known = [*offered, *(alias for alias, band in _ALIASES.items() if band in offered)]
         near = get_close_matches(str(name).strip(), known, 3) or get_close_matches(
             str(name).strip().lower(), known, 3
         )

@@ -142,6 +142,14 @@ def test_indices_of_one_s_own():
     assert resolve_indices(mine, MODEL) == (("mine", "[B8_B5]"), ("yours", "[B8A_B12]"))
 
 
+def test_only_what_the_model_offers_is_suggested():
+    with pytest.raises(InvalidBandError) as caught:
+        resolve_bands("B99", MODEL)
+    assert "B9" not in caught.value.hint.replace("B99", "")
+    with pytest.raises(InvalidBandError, match="did you mean B9"):
+        resolve_bands("B99", "Nimbus")
+
+
 @pytest.mark.parametrize(
     ("indices", "words"),
     [
