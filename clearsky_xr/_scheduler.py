@@ -298,7 +298,7 @@ class ClusterGate(SchedulerPlugin):
     def _bereave(self, holder: str) -> None:
         """Bury a holder: what it has in flight the service may still be working on."""
         for name, (owner, budget) in self._budgets.items():
-            if owner == holder and budget in self._ledger.active:
+            if owner == holder and self._holds(name):
                 # What was begun stays bound by it.
                 budget.__exit__(None, None, None)
                 self._cut_off.add(name)
@@ -335,7 +335,8 @@ class ClusterGate(SchedulerPlugin):
 
     def mark(self, name: str, **_: Any) -> None:
         """Take note that all graphs have come that a client sent before."""
-        self._marks.setdefault(name, asyncio.Event()).set()
+        if self._holds(name):  # or nobody waits for it any more
+            self._marks.setdefault(name, asyncio.Event()).set()
 
     async def budget(
         self, name: str, *, holder: str, limit: float, opened: bool, marked: bool = False
@@ -345,7 +346,7 @@ class ClusterGate(SchedulerPlugin):
         Graphs come by a stream and are unpacked in their turn, this call comes beside it: a
         client that ends a budget sends a mark after the graphs that were asked for while it held.
         """
-        if marked:
+        if marked and self._holds(name):  # it may have been ended, and is said again
             with suppress(TimeoutError):
                 async with asyncio.timeout(_MARK):
                     await self._marks.setdefault(name, asyncio.Event()).wait()
@@ -369,18 +370,19 @@ class ClusterGate(SchedulerPlugin):
         return {"tally": None if known is None else asdict(known[1].tally())}
 
     def _bound(self) -> list[str]:
-        active = self._ledger.bound()
-        return [name for name, (_, budget) in self._budgets.items() if budget in active]
+        return [name for name in self._budgets if self._holds(name)]
+
+    def _holds(self, name: str) -> bool:
+        return name in self._budgets and self._budgets[name][1] in self._ledger.active
 
     def _end_budget(self, name: str) -> None:
-        if name in self._budgets and self._budgets[name][1] in self._ledger.active:
+        if self._holds(name):
             self._budgets[name][1].__exit__(None, None, None)
             self._budgets[name] = self._budgets.pop(name)  # the last that has ended
         # The oldest of those that have ended are forgotten.
         over = [
-            n for n, (_, b) in self._budgets.items()
-            if b not in self._ledger.active and not b.sums.in_flight
-        ]  # fmt: skip
+            n for n, (_, b) in self._budgets.items() if not self._holds(n) and not b.sums.in_flight
+        ]
         for old in over[:-_MOST_ENDED]:
             del self._budgets[old]
             self._cut_off.discard(old)

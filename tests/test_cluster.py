@@ -19,7 +19,7 @@ import pytest
 import xarray as xr
 
 import clearsky_xr
-from clearsky_xr import _account, _loop
+from clearsky_xr import _account, _link, _loop
 from clearsky_xr.errors import (
     BudgetError,
     ClearSkyError,
@@ -579,6 +579,31 @@ def test_what_is_given_up_or_outlives_the_cluster_is_given_back(serve):
         _loop.run(abandon(_account.process().link))
         until(lambda: not plugin._claims and not plugin._tickets, "what was given up")
         assert _loop.run(outlive(client)) == b"paid for"
+
+
+def test_blocks_are_given_back_however_long_the_scheduler_is_out_of_reach(serve, monkeypatch):
+    monkeypatch.setattr(_link, "_AGAIN", (0.0, 0.0, 0.0))
+    server = serve()
+    with distributed.Client(processes=False, n_workers=1, dashboard_address=":0") as client:
+        clearsky_xr.cluster.setup(client, api_key=server.api_key)
+        plugin = client.cluster.scheduler.plugins["clearsky_xr"]
+        link = _account.process().link
+        send, missed = link._send, []
+
+        def broken(verb, what):
+            if verb == "unclaim" and len(missed) < 10:
+                missed.append(verb)
+                raise ConnectionError("out of reach")
+            return send(verb, what)
+
+        async def claim():
+            async with link.claim("store", [1, 2]) as got:
+                return got
+
+        monkeypatch.setattr(link, "_send", broken)
+        assert _loop.run(claim()) == {1, 2}
+        until(lambda: not plugin._claims, "what was given back")
+        assert len(missed) == 10
 
 
 def test_an_asynchronous_client(serve):
