@@ -323,9 +323,9 @@ async def test_a_budget_ends_after_the_graphs_that_were_sent_before():
     assert await ending
     assert await gate.bound() == []
     # Both may come once more, or late; nobody waits for them.
-    gate._scheduler.stream_handlers["clearsky_xr_mark"](name="b", client=HOLDERS[3])
     again = gate.budget("b", holder=HOLDERS[3], limit=0.0, opened=False, marked=True)
     assert await asyncio.wait_for(again, 1)
+    gate._scheduler.stream_handlers["clearsky_xr_mark"](name="b", client=HOLDERS[3])
     assert not gate._marks
 
 
